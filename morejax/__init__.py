@@ -1,0 +1,1 @@
+"""Multi-objective, constrained reinforcement learning of language policies in JAX."""

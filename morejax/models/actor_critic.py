@@ -1,0 +1,79 @@
+"""Policy and critic as one module, so that one graph definition describes all that a step trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import jax
+from flax import nnx
+
+from morejax.models.decoder import Decoder, DecoderConfig
+from morejax.models.heads import PolicyHead, ValueHead
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """Where the H value estimates come from."""
+
+    kind: str = "own"
+    """own: a small trunk of its own; shared: heads on the policy's trunk behind a stop_gradient."""
+    layers: int = 2
+    """Blocks of the critic's own trunk."""
+    width: int = 128
+    """Width of the critic's own trunk."""
+    heads: int = 4
+    """Attention heads of the critic's own trunk."""
+    hidden: int = 128
+    """Hidden width of the value head."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("own", "shared"):
+            raise ValueError(f"--critic.kind must be own or shared, not {self.kind!r}")
+
+
+class Value(nnx.Module):
+    """H values per position, from a trunk of its own or from the policy's hidden states."""
+
+    def __init__(self, policy: DecoderConfig, critic: CriticConfig, streams: int, rngs: nnx.Rngs):
+        own = critic.kind == "own"
+        config = replace(policy, layers=critic.layers, width=critic.width, heads=critic.heads)
+        self.trunk = Decoder(config, rngs) if own else None
+        width = critic.width if own else policy.width
+        self.head = ValueHead(width, streams, hidden=critic.hidden, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array, mask: jax.Array, policy_hidden: jax.Array) -> jax.Array:
+        """i32[B, Q], bool[B, Q], f32[B, Q, D] to f32[B, Q, H]; never sends a gradient into the policy."""
+        if self.trunk is None:
+            return self.head(jax.lax.stop_gradient(policy_hidden))
+        return self.head(self.trunk.hidden(tokens, mask))
+
+
+class ActorCritic(nnx.Module):
+    """Trunk, policy head and value: parameters under `trunk`, `policy` (when untied) and `value`."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        critic: CriticConfig | None = None,
+        streams: int = 0,
+        tied: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        self.trunk = Decoder(config, rngs)
+        self.policy = PolicyHead(config.width, config.vocab_size, tied=tied, rngs=rngs)
+        self.value = Value(config, critic, streams, rngs) if critic is not None else None
+
+    def hidden(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """Final hidden states f32[B, Q, D] of the policy."""
+        return self.trunk.hidden(tokens, mask)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Token logits f32[..., V] of hidden states f32[..., D]."""
+        return self.policy(hidden, self.trunk)
+
+    def values(self, tokens: jax.Array, mask: jax.Array, hidden: jax.Array) -> jax.Array:
+        """Values f32[B, Q, H] in units of the stream's running scale."""
+        if self.value is None:
+            raise ValueError("this model was built without a critic: pass critic=CriticConfig(...)")
+        return self.value(tokens, mask, hidden)

@@ -1,0 +1,49 @@
+"""Heads that read a decoder's final hidden states."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class PolicyHead(nnx.Module):
+    """Hidden states to token logits; tied to the trunk's embedding, or with a matrix of its own."""
+
+    def __init__(self, width: int, vocab_size: int, *, tied: bool, rngs: nnx.Rngs):
+        self.kernel = (
+            None if tied else nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocab_size, width), jnp.float32))
+        )
+
+    def __call__(self, hidden: jax.Array, trunk) -> jax.Array:
+        """f32[..., D] to f32[..., V]."""
+        if self.kernel is None:
+            return trunk.logits(hidden)
+        return jnp.einsum("...d,vd->...v", hidden, self.kernel[...], preferred_element_type=jnp.float32)
+
+
+class ValueHead(nnx.Module):
+    """H value estimates per position, one for each stream: a two-layer MLP f32[..., D] to f32[..., H]."""
+
+    def __init__(self, width: int, streams: int, *, hidden: int, rngs: nnx.Rngs):
+        self.inner = nnx.Linear(width, hidden, rngs=rngs)
+        # Zero at the start: the first advantages are then the returns themselves, not noise.
+        self.outer = nnx.Linear(hidden, streams, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        return self.outer(jax.nn.gelu(self.inner(hidden)))
+
+
+class RewardHead(nnx.Module):
+    """One logit per sequence from the mean hidden state of the reply: f32[B, T, D], bool[B, T] to f32[B]."""
+
+    def __init__(self, width: int, *, hidden: int, rngs: nnx.Rngs):
+        self.inner = nnx.Linear(2 * width, hidden, rngs=rngs)
+        self.outer = nnx.Linear(hidden, 1, rngs=rngs)
+
+    def __call__(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
+        weights = mask[..., None].astype(hidden.dtype)
+        mean = (hidden * weights).sum(-2) / jnp.maximum(weights.sum(-2), 1.0)
+        largest = jnp.where(mask[..., None], hidden, -jnp.inf).max(-2)
+        largest = jnp.where(mask.any(-1, keepdims=True), largest, 0.0)
+        return self.outer(jax.nn.gelu(self.inner(jnp.concatenate([mean, largest], -1))))[..., 0]

@@ -1,0 +1,1 @@
+"""Tasks that a policy is trained on: corpora, rewards and scorers."""

@@ -1,0 +1,371 @@
+"""From dialogues to token ids: the context of a system turn, its state, its acts and its reply.
+
+One sequence per system turn::
+
+    [<prev> previous state]  <user> u  <system> r  <user> u_t
+    <state> state  <db> counts  [<acts> acts]  <response> reply <eos>
+
+The previous state is there on the end-to-end track only, the acts for the scaffold only. Earlier system
+replies are delexicalised. On the policy track the prompt ends with `<response>` and holds the gold state; on
+the end-to-end track it ends with `<state>` and the model writes the state, closed by `<db>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from transformers import PreTrainedTokenizerFast
+
+from morejax.tasks.multiwoz import tokenizer as vocabulary
+from morejax.tasks.multiwoz.canonical import PLACEHOLDERS
+from morejax.tasks.multiwoz.records import Act, Dialogue, State, Turn
+
+if TYPE_CHECKING:
+    from morejax.tasks.multiwoz.database import Database
+
+Ids = tuple[int, ...]
+
+QUERYABLE = ("restaurant", "hotel", "attraction", "train")
+ACT_SLOT_NAMES = {"leaveat": "leave", "arriveby": "arrive"}
+DATABASE_TOKENS = 1 + 2 * len(QUERYABLE)
+
+
+class PromptTooLong(ValueError):
+    """State, database result and acts, which are never cut, do not fit into the context."""
+
+
+@dataclass(frozen=True)
+class ContextConfig:
+    """What the model sees of a dialogue.
+
+    Attributes:
+        track: "policy" puts the gold state into the prompt, "e2e" lets the model generate it.
+        history: number of most recent utterances, the current user utterance included.
+        max_context: most tokens of a prompt that ends with `<response>`. On the end-to-end track room for the
+            generated state (`max_state`) and the database counts is kept free in it.
+        max_reply: most tokens of a reply, `<eos>` included; longer gold replies are cut and counted.
+        max_state: most tokens of a generated state, the closing `<db>` included.
+    """
+
+    track: Literal["policy", "e2e"] = "policy"
+    history: int = 3
+    max_context: int = 256
+    max_reply: int = 64
+    max_state: int = 96
+
+    def __post_init__(self) -> None:
+        if self.track not in ("policy", "e2e"):
+            raise ValueError(f"--track is {self.track!r}, expected 'policy' or 'e2e'")
+        for name in ("history", "max_context", "max_reply", "max_state"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--context.{name} is {getattr(self, name)}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class ContextStats:
+    """What was cut to make examples fit: utterances, tokens of the oldest one kept, ends of gold replies."""
+
+    examples: int = 0
+    utterances_cut: int = 0
+    utterance_tokens_cut: int = 0
+    replies_cut: int = 0
+    reply_tokens_cut: int = 0
+
+
+@dataclass(frozen=True)
+class Example:
+    """One system turn as token ids.
+
+    Attributes:
+        dialogue_id: id of the dialogue.
+        turn: 0-based number of the system turn.
+        prompt: what the model is given; ends with `<response>` (policy) or `<state>` (e2e).
+        reply: gold reply with `<eos>`; without it where `max_reply` cut the reply.
+        state: gold state, without markers around it.
+        acts: gold acts, without markers around them; empty unless the example is a reasoned one.
+        sequence: the whole sequence to learn from; starts with the prompt, ends with the reply.
+        target_mask: bool per token of the sequence: does the model write it itself? The reply, the acts
+            (reasoned) and the state (e2e), each with the marker that closes it; never the utterances and the
+            database counts.
+    """
+
+    dialogue_id: str
+    turn: int
+    prompt: Ids
+    reply: Ids
+    state: Ids
+    acts: Ids
+    sequence: Ids
+    target_mask: tuple[bool, ...]
+
+
+class Serialiser:
+    """Turns dialogues into token ids and generated states back into dictionaries; a text is encoded once.
+
+    Args:
+        tokenizer: as `train_tokenizer` made it.
+        config: track and lengths.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, config: ContextConfig) -> None:
+        self.tokenizer = tokenizer
+        self.config = config
+        self.stats = ContextStats()
+        self._cache: dict[str, Ids] = {}
+        names = (*vocabulary.special_tokens(), *PLACEHOLDERS)
+        self._id = {name: tokenizer.convert_tokens_to_ids(name) for name in names}
+        self._domain_of = self._markers(vocabulary.DOMAINS)
+        self._slot_of = self._markers(vocabulary.STATE_SLOTS)
+        self._value_of = self._markers(vocabulary.VALUES)
+        self._control = {self._id[name] for name in vocabulary.special_tokens()} | {tokenizer.pad_token_id}
+
+    def _markers(self, names: Iterable[str]) -> dict[int, str]:
+        return {self._id[vocabulary.marker(name)]: name for name in names}
+
+    def token(self, name: str) -> int:
+        """Id of a marker, for example `token("<response>")`."""
+        return self._id[name]
+
+    # Text
+
+    def warm(self, texts: Iterable[str]) -> None:
+        """Encodes the texts not seen before in one batch."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._cache]
+        self._cache.update(zip(new, vocabulary.encode_batch(self.tokenizer, new), strict=True))
+
+    def text_ids(self, text: str) -> Ids:
+        """Token ids of an utterance, cached."""
+        if text not in self._cache:
+            self.warm([text])
+        return self._cache[text]
+
+    # State, database, acts
+
+    def _marker_id(self, name: str, known: Sequence[str], what: str) -> int:
+        if name not in known:
+            raise ValueError(f"unknown {what} {name!r}, expected one of {', '.join(known)}")
+        return self._id[vocabulary.marker(name)]
+
+    def value_ids(self, value: str) -> Ids:
+        """Token ids of a state value: one marker for yes, no and dontcare, word pieces otherwise."""
+        return (self._id[vocabulary.marker(value)],) if value in vocabulary.VALUES else self.text_ids(value)
+
+    def state_ids(self, state: Mapping[str, Mapping[str, str]]) -> Ids:
+        """`<domain> <slot> value <slot> value ...` in a fixed order, so that a state has one form.
+
+        Raises:
+            ValueError: a domain or slot outside the ontology.
+        """
+        ids: list[int] = []
+        for domain in state:
+            self._marker_id(domain, vocabulary.DOMAINS, "state domain")
+        for domain in (d for d in vocabulary.DOMAINS if state.get(d)):
+            ids.append(self._id[vocabulary.marker(domain)])
+            for slot in sorted(state[domain]):
+                ids.append(self._marker_id(slot, vocabulary.STATE_SLOTS, f"slot of the {domain} state"))
+                ids.extend(self.value_ids(state[domain][slot]))
+        return tuple(ids)
+
+    def parse_state(self, ids: Iterable[int]) -> State:
+        """Inverse of `state_ids` up to the first control token that is no domain, slot or value.
+
+        Made for generated states: a slot without a domain or a value is dropped, of two values the later
+        stays.
+        """
+        state: State = {}
+        for domain, slot, value in self._state_pairs(ids):
+            known = self._value_of.get(value[0])
+            text = known or vocabulary.decode(self.tokenizer, value)
+            if text:
+                state.setdefault(domain, {})[slot] = text
+        return state
+
+    def _state_pairs(self, ids: Iterable[int]) -> list[tuple[str, str, list[int]]]:
+        pairs: list[tuple[str, str, list[int]]] = []
+        domain, open_pair = None, False
+        for token in map(int, ids):
+            if token in self._domain_of:
+                domain, open_pair = self._domain_of[token], False
+            elif token in self._slot_of:
+                open_pair = domain is not None
+                if domain is not None:
+                    pairs.append((domain, self._slot_of[token], []))
+            elif token in self._control and token not in self._value_of:
+                break
+            elif open_pair:
+                pairs[-1][2].append(token)
+        return [pair for pair in pairs if pair[2]]
+
+    def db_ids(self, state: Mapping[str, Mapping[str, str]], database: Database) -> Ids:
+        """`<db>`, then the marker and the count bucket of every domain with constraints and a database."""
+        ids = [self._id[vocabulary.DATABASE]]
+        for domain in (d for d in QUERYABLE if state.get(d)):
+            count = len(database.query(domain, state[domain]))
+            ids += [self._id[vocabulary.marker(domain)], self._id[vocabulary.count_marker(count)]]
+        return tuple(ids)
+
+    def acts_ids(self, acts: Iterable[Act]) -> Ids:
+        """`<domain> <intent> <slot> ...` per act; a domain is written when it changes.
+
+        Acts are read, never parsed back, so a name without a marker (a rare annotation) is written in word pieces.
+        """
+        ids: list[int] = []
+        last = None
+        for act in acts:
+            slots = (ACT_SLOT_NAMES.get(slot, slot) for slot in act.slots)
+            changed = () if act.domain == last else (act.domain,)
+            for name in (*changed, act.intent, *slots):
+                marker = self._id.get(vocabulary.marker(name))
+                ids.extend(self.text_ids(name) if marker is None else (marker,))
+            last = act.domain
+        return tuple(ids)
+
+    # Prompts
+
+    def prompt(
+        self,
+        earlier: Sequence[tuple[str, str]],
+        user: str,
+        state: Mapping[str, Mapping[str, str]] | None,
+        db: Ids = (),
+        *,
+        previous_state: Mapping[str, Mapping[str, str]] | None = None,
+        with_acts: Ids | None = None,
+        where: str = "prompt",
+    ) -> Ids:
+        """The prompt of a turn.
+
+        Args:
+            earlier: earlier turns as (user utterance, delexicalised system reply), oldest first.
+            user: current user utterance.
+            state: state after it; None on the end-to-end track while the state is still to be generated.
+            db: database counts, as `db_ids` gives them; ignored when `state` is None.
+            previous_state: state before the utterance (end-to-end track only).
+            with_acts: ids of the acts the scaffold sees; None leaves the whole segment out.
+            where: dialogue and turn, for the error message.
+
+        Returns:
+            Token ids that end with `<response>`, or with `<state>` when `state` is None; at most
+            `max_context`.
+
+        Raises:
+            PromptTooLong: everything but the utterances is longer than `max_context`.
+        """
+        head = self._previous_ids(previous_state)
+        tail = self._tail_ids(state, db, with_acts)
+        reserve = self._reserve(with_acts) if self.config.track == "e2e" else len(tail)
+        budget = self.config.max_context - len(head) - reserve
+        if budget < 2:
+            raise PromptTooLong(
+                f"{where}: state, database result and acts take {len(head) + reserve} tokens, which leaves no "
+                f"room for the user utterance in --context.max-context {self.config.max_context}"
+            )
+        return head + self._dialogue_ids(earlier, user, budget) + tail
+
+    def _previous_ids(self, state: Mapping[str, Mapping[str, str]] | None) -> Ids:
+        if self.config.track == "policy":
+            return ()
+        return (self._id[vocabulary.PREVIOUS], *self.state_ids(state or {}))
+
+    def _tail_ids(self, state: Mapping[str, Mapping[str, str]] | None, db: Ids, acts: Ids | None) -> Ids:
+        if state is None:
+            return (self._id[vocabulary.STATE],)
+        return (self._id[vocabulary.STATE], *self.state_ids(state), *self._after_state(db, acts))
+
+    def _after_state(self, db: Ids, acts: Ids | None) -> Ids:
+        reasons = () if acts is None else (self._id[vocabulary.ACTS], *acts)
+        return (*db, *reasons, self._id[vocabulary.RESPONSE])
+
+    def _reserve(self, acts: Ids | None) -> int:
+        # <state>, the generated state with its <db>, the counts, <response>: the same utterances fit before
+        # and after the state has been written.
+        return self.config.max_state + DATABASE_TOKENS + 1 + (0 if acts is None else 1 + len(acts))
+
+    def _dialogue_ids(self, earlier: Sequence[tuple[str, str]], user: str, budget: int) -> Ids:
+        utterances = [
+            (role, text) for u, r in earlier for role, text in ((vocabulary.USER, u), (vocabulary.SYSTEM, r))
+        ]
+        recent = [*utterances, (vocabulary.USER, user)][-self.config.history :]
+        segments = [(self._id[role], *self.text_ids(text)) for role, text in recent]
+        kept, size = [], 0
+        for segment in reversed(segments):
+            if kept and size + len(segment) > budget:
+                break
+            kept.insert(0, segment)
+            size += len(segment)
+        excess = max(0, size - budget)
+        if excess:
+            kept[0] = (kept[0][0], *kept[0][1 + excess :])
+        self._count(utterances_cut=len(segments) - len(kept), utterance_tokens_cut=excess)
+        return tuple(token for segment in kept for token in segment)
+
+    def reply_ids(self, text: str) -> Ids:
+        """Reply and `<eos>`, cut to `max_reply` tokens."""
+        ids = (*self.text_ids(text), self.tokenizer.eos_token_id)
+        excess = max(0, len(ids) - self.config.max_reply)
+        self._count(replies_cut=int(excess > 0), reply_tokens_cut=excess)
+        return ids[: self.config.max_reply]
+
+    def _count(self, **more: int) -> None:
+        if any(more.values()):
+            self.stats = replace(
+                self.stats, **{name: getattr(self.stats, name) + n for name, n in more.items()}
+            )
+
+    # Examples
+
+    def examples(self, dialogues: Iterable[Dialogue], database: Database, *, reasoned: bool) -> list[Example]:
+        """One example per system turn, in corpus order; `stats` says what was cut.
+
+        Args:
+            dialogues: dialogues to read.
+            database: for the counts after the state.
+            reasoned: put the gold acts before the reply, as the scaffold sees them.
+
+        Raises:
+            PromptTooLong: a prompt or, on the end-to-end track, a gold state that does not fit.
+        """
+        dialogues = list(dialogues)
+        self.warm(text for d in dialogues for t in d.turns for text in (t.user, t.delex))
+        self.warm(v for d in dialogues for t in d.turns for slots in t.state.values() for v in slots.values())
+        made = [
+            self.example(d, t, database, reasoned=reasoned) for d in dialogues for t in range(len(d.turns))
+        ]
+        self._count(examples=len(made))
+        return made
+
+    def example(self, dialogue: Dialogue, turn: int, database: Database, *, reasoned: bool) -> Example:
+        """The example of one system turn; see `examples`."""
+        now: Turn = dialogue.turns[turn]
+        where = f"dialogue {dialogue.id}, turn {turn}"
+        state, db = self.state_ids(now.state), self.db_ids(now.state, database)
+        acts = self.acts_ids(now.acts) if reasoned else None
+        generated = self.config.track == "e2e"
+        prompt = self.prompt(
+            [(t.user, t.delex) for t in dialogue.turns[:turn]],
+            now.user,
+            None if generated else now.state,
+            db,
+            previous_state=dialogue.turns[turn - 1].state if turn else {},
+            with_acts=acts,
+            where=where,
+        )
+        reply = self.reply_ids(now.delex)
+        if generated:
+            self._check_state(state, where)
+        between = (*state, *self._after_state(db, acts)) if generated else ()
+        sequence = (*prompt, *between, *reply)
+        written = set() if not generated else set(range(len(prompt), len(prompt) + len(state) + 1))
+        # Acts, the <response> that closes them and the reply stand at the end, whatever the track.
+        own = len(reply) + (0 if acts is None else len(acts) + 1)
+        mask = tuple(i in written or i >= len(sequence) - own for i in range(len(sequence)))
+        return Example(dialogue.id, turn, prompt, reply, state, acts or (), sequence, mask)
+
+    def _check_state(self, state: Ids, where: str) -> None:
+        if len(state) + 1 > self.config.max_state:
+            raise PromptTooLong(
+                f"{where}: the state and its closing <db> take {len(state) + 1} tokens, "
+                f"--context.max-state is {self.config.max_state}"
+            )

@@ -1,0 +1,1 @@
+"""What surrounds the step: loops over the stages, what a run writes, its figures and its report."""
