@@ -46,7 +46,9 @@ def compile_step(
     donated = (0,) if donate else ()
     if backend == "pmap":
         if mesh is not None:
-            raise ValueError("backend = pmap is data-parallel only: use backend = jit with a mesh for fsdp or tensor")
+            raise ValueError(
+                "backend = pmap is data-parallel only: use backend = jit with a mesh for fsdp or tensor"
+            )
         return _pmap_step(config, donated)
     if backend != "jit":
         raise ValueError(f"backend must be jit or pmap, not {backend!r}")

@@ -53,7 +53,9 @@ class StepConfig:
             raise ValueError("--step.objectives must name at least one objective")
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise ValueError(f"--step.objectives and --step.constraints name a stream twice: {', '.join(repeated)}")
+            raise ValueError(
+                f"--step.objectives and --step.constraints name a stream twice: {', '.join(repeated)}"
+            )
         for flag in ("epochs", "minibatches"):
             if getattr(self, flag) < 1:
                 raise ValueError(f"--step.{flag} must be at least 1, not {getattr(self, flag)}")
@@ -68,7 +70,9 @@ class StepConfig:
                 "gradient per objective to weigh by"
             )
         if self.kl == "none" and self.kl_controller == "adaptive":
-            raise ValueError("--step.kl-controller adaptive steers nothing with --step.kl none: choose full, k2 or k3")
+            raise ValueError(
+                "--step.kl-controller adaptive steers nothing with --step.kl none: choose full, k2 or k3"
+            )
 
     @property
     def streams(self) -> tuple[str, ...]:

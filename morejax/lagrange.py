@@ -138,7 +138,14 @@ def pid_rule(
     return value, integral
 
 
-RULES: dict[str, Rule] = {"pid": pid_rule, "clip": clip_rule}
+def fixed_rule(
+    state: MultiplierState, signal: ErrorSignal, gains: MultiplierGains
+) -> tuple[jax.Array, jax.Array]:
+    """A fixed penalty: lambda stays what it was at the start, whatever the violation (0 drops the constraints)."""
+    return state.value, state.integral
+
+
+RULES: dict[str, Rule] = {"pid": pid_rule, "clip": clip_rule, "fixed": fixed_rule}
 
 
 def standard_error(score: jax.Array, count: jax.Array) -> jax.Array:

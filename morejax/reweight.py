@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import chex
 import flax.struct
 import jax
+import jax.core
 import jax.numpy as jnp
 
 # Bounds of the deficit: a learnt objective still counts a little, a lost one not without end.
@@ -85,12 +86,18 @@ def init_weights(base: Sequence[float] | jax.Array) -> WeightState:
     Raises:
         ValueError: if a weight is negative or not finite, or all are 0.
     """
-    values = [float(x) for x in base]
-    if values and not (sum(values) > 0 and all(0 <= x < float("inf") for x in values)):
-        raise ValueError(f"objective weights are {values}, expected finite numbers >= 0 with a positive sum")
-    shares = [x / sum(values) for x in values]
+    weights = jnp.asarray(base, jnp.float32)
+    chex.assert_rank(weights, 1)
+    # Under a trace (an abstract init, say) there are no numbers to look at.
+    if weights.size and not isinstance(weights, jax.core.Tracer):
+        given = weights.tolist()
+        if not (sum(given) > 0 and all(0 <= x < float("inf") for x in given)):
+            raise ValueError(
+                f"objective weights are {given}, expected finite numbers >= 0 with a positive sum"
+            )
+    weights = weights / jnp.sum(weights)
     # Two buffers: the state is donated, and a buffer cannot be donated twice.
-    return WeightState(weights=jnp.array(shares, jnp.float32), base=jnp.array(shares, jnp.float32))
+    return WeightState(weights=weights, base=jnp.array(weights))
 
 
 def norms(gram: jax.Array) -> jax.Array:
@@ -195,7 +202,7 @@ def update_weights(
     target = _to_simplex(raw, active, state, settings.floor)
     moved = settings.ema * state.weights + (1.0 - settings.ema) * target
     weights = jnp.where(active, moved, state.weights)
-    return state.replace(weights=jax.lax.stop_gradient(weights))
+    return WeightState(weights=jax.lax.stop_gradient(weights), base=state.base)
 
 
 def _to_simplex(raw: jax.Array, active: jax.Array, state: WeightState, floor: jax.Array | float) -> jax.Array:

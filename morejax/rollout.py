@@ -104,7 +104,9 @@ def draw(logits: jax.Array, uniform: jax.Array) -> jax.Array:
     blocks = jnp.cumsum(weights.sum(-1), axis=-1)
     target = uniform * blocks[:, -1]
     block = jnp.minimum((blocks <= target[:, None]).sum(-1), blocks.shape[-1] - 1)
-    before = jnp.where(block > 0, jnp.take_along_axis(blocks, jnp.maximum(block - 1, 0)[:, None], 1)[:, 0], 0.0)
+    before = jnp.where(
+        block > 0, jnp.take_along_axis(blocks, jnp.maximum(block - 1, 0)[:, None], 1)[:, 0], 0.0
+    )
     inside = jnp.take_along_axis(weights, block[:, None, None], 1)[:, 0]
     cumulative = jnp.cumsum(inside, axis=-1)
     # Rounding may push the target past the block's sum: stay on the last token that has any weight.
@@ -114,7 +116,12 @@ def draw(logits: jax.Array, uniform: jax.Array) -> jax.Array:
 
 
 def sample(
-    graphdef: nnx.GraphDef, params: Params, prompts: jax.Array, mask: jax.Array, key: jax.Array, config: SamplerConfig
+    graphdef: nnx.GraphDef,
+    params: Params,
+    prompts: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    config: SamplerConfig,
 ) -> Sample:
     """Prefill the prompts, then decode in a `while_loop` until every row has ended or T tokens are drawn.
 

@@ -25,7 +25,16 @@ from morejax.config import StepConfig
 from morejax.gradients import gram_all, gram_virtual
 from morejax.lagrange import MultiplierState, mixing_coefficients, update_multipliers
 from morejax.models.split import Params, merge
-from morejax.reweight import WeightState, WeightStats, cosines, deficit, norms, shares, update_weights
+from morejax.reweight import (
+    WeightState,
+    WeightStats,
+    alignment,
+    cosines,
+    deficit,
+    norms,
+    shares,
+    update_weights,
+)
 from morejax.rollout import Rollout, token_logp
 from morejax.state import TrainState
 
@@ -98,6 +107,7 @@ def train_step(
     """
     check(rollout, config)
     advantages, returns = _advantages(state, rollout)
+    explained = _explained(state, rollout, returns, axis_name)
     score, count = mean_scores(rollout, axis_name)
     objectives = len(config.objectives)
     multipliers, info = update_multipliers(
@@ -109,7 +119,10 @@ def train_step(
         state.hyper.gains,
     )
     state = _update_scores(state, score[:objectives], count[:objectives]).replace(multipliers=multipliers)
+    before = state.value_scale
     state, advantages, returns = _normalise(state, rollout, advantages, returns, config, axis_name)
+    # The critic spoke in units of the scale before; its clip range is around that, in the new unit.
+    rollout = rollout.replace(values_old=rollout.values_old * (before / state.value_scale)[None, None, :])
     scales = _scales(state, rollout, count, config, axis_name)
     learner = Learner(state.params, state.opt_state, state.weights, jnp.int32(0), jnp.bool_(True))
     batches = _minibatches(rollout, advantages, returns, config)
@@ -120,11 +133,10 @@ def train_step(
     learner, logs = jax.lax.scan(
         lambda carry, _: jax.lax.scan(update, carry, batches), learner, None, length=config.epochs
     )
-    kl = jnp.mean(logs["kl"])
+    kl = _mean_made(logs)["kl"]
     kl_coef = state.kl_coef
     if config.kl_controller == "adaptive":
         kl_coef = losses.update_kl_coef(kl_coef, kl, state.hyper.kl_target, state.hyper.kl_gain)
-    explained = _explained(rollout, returns, axis_name)
     metrics = _metrics(config, state, multipliers, info, score, logs, scales, explained)
     new = state.replace(
         params=learner.params,
@@ -144,7 +156,9 @@ def check(rollout: Rollout, config: StepConfig) -> None:
     """
     sequences, response = rollout.resp_mask.shape
     if config.kl == "full" and rollout.ref_logps is None:
-        raise ValueError("step.kl = full needs rollout.ref_logps f32[S, T, V]; use k2 or k3 with rollout.logp_ref")
+        raise ValueError(
+            "step.kl = full needs rollout.ref_logps f32[S, T, V]; use k2 or k3 with rollout.logp_ref"
+        )
     if config.kl in ("k2", "k3") and rollout.logp_ref is None:
         raise ValueError(f"step.kl = {config.kl} needs rollout.logp_ref f32[S, T]")
     if sequences % config.minibatches:
@@ -285,9 +299,11 @@ def _update(
     # d log pi(y) / d logits; everything the policy's gradient needs is a per-token multiple of it.
     residual = jax.nn.one_hot(tokens, logps.shape[-1]) - jnp.exp(logps)
 
-    rho = losses.ratio(logp, batch.logp_old)
+    rho = jnp.where(batch.resp_mask, losses.ratio(logp, batch.logp_old), 1.0)
     valid = batch.resp_mask[..., None] & batch.applies[:, None, :]
-    per_stream = losses.surrogate_coefficients(rho, batch.advantages, state.hyper.clip_low, state.hyper.clip_high)
+    per_stream = losses.surrogate_coefficients(
+        rho, batch.advantages, state.hyper.clip_low, state.hyper.clip_high
+    )
     coefficients = jnp.where(valid, per_stream, 0.0) / scales.stream_tokens[None, None, :]
 
     def pull(cotangent):
@@ -348,15 +364,16 @@ def _update(
     kept = jnp.where(valid, per_stream == 0, False) & (batch.advantages != 0)
     log = {
         "gram": gram,
-        "weights": weights.weights,
+        "weights": learner.weights.weights,
         "mix": mix,
+        "made": running.astype(jnp.float32),
         "stream_loss": stream_loss,
         "clip_fraction": masked_mean(kept.astype(jnp.float32), valid, axis_name, axis=(0, 1)),
         "kl": masked_mean(kl, batch.resp_mask, axis_name),
         "kl_old": kl_old,
         "entropy": masked_mean(entropy, batch.resp_mask, axis_name),
         "value_loss": value_loss,
-        "ratio_max": _pmax(jnp.where(batch.resp_mask, rho, 1.0).max(), axis_name),
+        "ratio_max": _pmax(rho.max(), axis_name),
         "grad_norm": grad_norms[0],
         "value_grad_norm": grad_norms[1],
     }
@@ -414,14 +431,30 @@ def _optimise(state: TrainState, learner: Learner, actor_grads: Params, value_gr
 
 
 def _clip_norm(grads: Params, largest: jax.Array) -> tuple[Params, jax.Array]:
-    norm = jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(grads)))
+    # Not vdot: matrix units round float32 to TF32.
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)))
     scale = jnp.minimum(1.0, largest / jnp.maximum(norm, 1e-12))
     return jax.tree.map(lambda leaf: leaf * scale, grads), norm
 
 
-def _explained(rollout: Rollout, returns: jax.Array, axis_name: str | None) -> jax.Array:
+def _explained(state: TrainState, rollout: Rollout, returns: jax.Array, axis_name: str | None) -> jax.Array:
     """f32[H]: how much of the returns' variance the critic knew before this step."""
-    return losses.explained_variance(rollout.values_old, returns, _stream_mask(rollout), axis_name)
+    values = rollout.values_old * state.value_scale[None, None, :]
+    return losses.explained_variance(values, returns, _stream_mask(rollout), axis_name)
+
+
+def _mean_made(logs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Mean over the minibatches whose update was made; over all, should there be none."""
+    made = logs["made"]
+    weight = jnp.where(made.sum() > 0, made, 1.0)
+    weight = weight / weight.sum()
+
+    def mean(value):
+        shaped = weight.reshape(weight.shape + (1,) * (value.ndim - 2))
+        # A skipped minibatch may hold anything, and 0 x inf is not 0.
+        return jnp.where(shaped > 0, value * shaped, 0.0).sum((0, 1))
+
+    return {name: mean(value) for name, value in logs.items()}
 
 
 def _metrics(
@@ -434,15 +467,19 @@ def _metrics(
     scales: Scales,
     explained: jax.Array,
 ) -> dict[str, jax.Array]:
-    """Flat dict of scalars; logs have leading axes [epochs, minibatches]."""
-    mean = {name: value.mean((0, 1)) for name, value in logs.items()}
+    """Flat dict of scalars; logs have leading axes [epochs, minibatches], means are over the updates made."""
+    mean = _mean_made(logs)
     gram, weights, mix = mean["gram"], logs["weights"][-1, -1], logs["mix"][-1, -1]
     objectives = len(config.objectives)
     stats = WeightStats(
-        gram[:objectives, :objectives], scales.score, scales.score_initial, state.hyper.targets, scales.score_count
+        gram[:objectives, :objectives],
+        scales.score,
+        scales.score_initial,
+        state.hyper.targets,
+        scales.score_count,
     )
     length, cosine, share = norms(gram), cosines(gram), shares(mix, gram)
-    left, aligned = deficit(stats), gram @ mix
+    left, aligned = deficit(stats), alignment(mix, gram)
     out = {}
     for i, name in enumerate(config.streams):
         out[f"J/{name}"] = score[i]
@@ -463,7 +500,7 @@ def _metrics(
         out[f"constraint/{name}/threshold"] = state.hyper.thresholds[m]
         out[f"constraint/{name}/violation"] = info["violation"][m]
         out[f"multiplier/{name}"] = multipliers.value[m]
-    out["policy_loss"] = mean["stream_loss"] @ mix
+    out["policy_loss"] = losses.mix_streams(mean["stream_loss"], mix)
     out["clip_fraction"] = mean["clip_fraction"].mean()
     out["ratio_max"] = logs["ratio_max"].max()
     for name in ("kl", "kl_old", "entropy", "value_loss", "grad_norm", "value_grad_norm"):

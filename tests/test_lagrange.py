@@ -21,6 +21,7 @@ from morejax.lagrange import (
 )
 
 NO_SMOOTHING = MultiplierGains(ema=0.0)
+jitted_update = jax.jit(update_multipliers, static_argnames="rule")
 
 
 def array(*values):
@@ -31,7 +32,7 @@ def play(rule, gains, scores, threshold=0.9, initial=1.0, count=100.0):
     """Feed scores to one multiplier, return the values after each update."""
     state, values = init_multipliers(1, initial), []
     for score in scores:
-        state, _ = update_multipliers(state, array(score), array(count), array(threshold), rule, gains)
+        state, _ = jitted_update(state, array(score), array(count), array(threshold), rule, gains)
         values.append(float(state.value[0]))
     return state, values
 
@@ -154,7 +155,7 @@ def test_multipliers_stay_in_range(rule, data):
         ki=data.draw(st.floats(0, 100, width=32)),
         kd=data.draw(st.floats(0, 100, width=32)),
         max=4.0,
-        ema=data.draw(st.floats(0, 0.98, width=32)),
+        ema=data.draw(st.floats(0, 0.984375, width=32)),
         dead_band_z=data.draw(st.floats(0, 3, width=32)),
     )
     _, values = play(
@@ -187,15 +188,13 @@ def test_constraints_do_not_touch_each_other_and_vmap_agrees(rule):
         for whole, part in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
             np.testing.assert_allclose(whole[m : m + 1], part, rtol=1e-6)
     state = jax.tree.map(lambda x: jnp.stack([x, x]), init_multipliers(3, [1.0, 2.0, 0.0]))
-    batched, _ = jax.vmap(update)(
-        *jax.tree.map(lambda x: x, (state, *(jnp.stack([x, x]) for x in (scores, counts, thresholds))))
-    )
+    batched, _ = jax.vmap(update)(state, *(jnp.stack([x, x]) for x in (scores, counts, thresholds)))
     np.testing.assert_allclose(batched.value[1], together.value, rtol=1e-6)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_jitted_with_a_donated_state_and_swept_gains(rule):
-    """Gains are traced: one compilation serves a sweep; the state's buffers are distinct, so it can be donated."""
+    """Gains are traced: one compilation serves a sweep. No buffer is donated twice."""
     update = jax.jit(
         lambda state, score, gains: update_multipliers(
             state, score, array(10, 10), array(0.9, 0.9), rule, gains

@@ -24,6 +24,7 @@ from morejax.reweight import (
 )
 
 AT_ONCE = WeightSettings(ema=0.0, floor=0.0)
+jitted_update = jax.jit(update_weights, static_argnames="rule")
 
 
 def array(*values):
@@ -114,7 +115,7 @@ def test_deficit_is_finite_when_all_three_are_equal():
 
 
 def test_floor_and_smoothing_by_hand():
-    """inv_norm target (.75, .25), floor .2: .8*(.75, .25) + .1 = (.7, .3). EMA .9 from (.5, .5): (.52, .48)."""
+    """inv_norm target (.75, .25), floor .2: .8*(.75, .25) + .1 = (.7, .3). EMA .9 from .5: (.52, .48)."""
     settings = WeightSettings(ema=0.9, floor=0.2)
     state = update_weights(init_weights([1, 1]), stats([1.0, 3.0]), "inv_norm", settings)
     np.testing.assert_allclose(state.weights, [0.52, 0.48], rtol=1e-5)
@@ -183,9 +184,9 @@ def test_weights_stay_on_the_simplex_above_the_floor(rule, data):
         norm = data.draw(st.lists(st.sampled_from([0.0, 1e-6, 1e-3, 1.0, 40.0]), min_size=k, max_size=k))
         count = data.draw(st.lists(st.sampled_from([0.0, 5.0]), min_size=k, max_size=k))
         measured = stats(norm, data.draw(vector), data.draw(vector), data.draw(vector), count)
-        state = update_weights(state, measured, rule, settings)
-        np.testing.assert_allclose(jnp.sum(state.weights), 1.0, rtol=1e-4)
-        assert bool(jnp.all(state.weights >= settings.floor * state.base * 0.999 - 1e-6))
+        state = jitted_update(state, measured, rule, settings)
+        np.testing.assert_allclose(np.sum(state.weights), 1.0, rtol=1e-4)
+        assert np.all(np.asarray(state.weights) >= settings.floor * np.asarray(state.base) * 0.999 - 1e-6)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -199,7 +200,7 @@ def test_permuting_objectives_permutes_weights(rule, seed):
     def weights(o):
         gram = jnp.asarray(gradients[o] @ gradients[o].T)
         measured = WeightStats(gram, *(jnp.asarray(x[o]) for x in (score, initial, target)))
-        return update_weights(init_weights(base[o]), measured, rule, WeightSettings()).weights
+        return jitted_update(init_weights(base[o]), measured, rule, WeightSettings()).weights
 
     np.testing.assert_allclose(weights(np.arange(4))[order], weights(order), rtol=1e-4)
 
@@ -253,6 +254,13 @@ def test_alignment_shows_an_update_that_hurts():
     """Opposed gradients: the larger one wins and the other's inner product is negative."""
     gradients = array([1, 0], [-3, 0])
     assert alignment(array(0.5, 0.5), gradients @ gradients.T)[0] < 0
+
+
+def test_initial_weights_can_be_traced():
+    """An abstract init asks for shapes only; a compiled one must give the same numbers."""
+    assert jax.eval_shape(init_weights, jnp.ones(3)).weights.shape == (3,)
+    np.testing.assert_allclose(jax.jit(init_weights)(array(1, 3)).base, [0.25, 0.75])
+    assert init_weights([]).weights.shape == (0,)
 
 
 @pytest.mark.parametrize("base", [[1.0, -1.0], [0.0, 0.0], [float("nan"), 1.0], [float("inf"), 1.0]])

@@ -2,7 +2,7 @@
 
 from morejax.models.actor_critic import ActorCritic, CriticConfig
 from morejax.models.decoder import Decoder, DecoderConfig
-from morejax.models.heads import PolicyHead, RewardHead, ValueHead
+from morejax.models.heads import PolicyHead, RewardHead, ValueHead, pool
 from morejax.models.split import merge, split
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "RewardHead",
     "ValueHead",
     "merge",
+    "pool",
     "split",
 ]

@@ -12,7 +12,9 @@ class PolicyHead(nnx.Module):
 
     def __init__(self, width: int, vocab_size: int, *, tied: bool, rngs: nnx.Rngs):
         self.kernel = (
-            None if tied else nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocab_size, width), jnp.float32))
+            None
+            if tied
+            else nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocab_size, width), jnp.float32))
         )
 
     def __call__(self, hidden: jax.Array, trunk) -> jax.Array:
@@ -35,15 +37,20 @@ class ValueHead(nnx.Module):
 
 
 class RewardHead(nnx.Module):
-    """One logit per sequence from the mean hidden state of the reply: f32[B, T, D], bool[B, T] to f32[B]."""
+    """One logit per reply from pooled hidden states: f32[B, 2D] (see `pool`) to f32[B]."""
 
     def __init__(self, width: int, *, hidden: int, rngs: nnx.Rngs):
+        self.norm = nnx.LayerNorm(2 * width, rngs=rngs)
         self.inner = nnx.Linear(2 * width, hidden, rngs=rngs)
         self.outer = nnx.Linear(hidden, 1, rngs=rngs)
 
-    def __call__(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
-        weights = mask[..., None].astype(hidden.dtype)
-        mean = (hidden * weights).sum(-2) / jnp.maximum(weights.sum(-2), 1.0)
-        largest = jnp.where(mask[..., None], hidden, -jnp.inf).max(-2)
-        largest = jnp.where(mask.any(-1, keepdims=True), largest, 0.0)
-        return self.outer(jax.nn.gelu(self.inner(jnp.concatenate([mean, largest], -1))))[..., 0]
+    def __call__(self, features: jax.Array) -> jax.Array:
+        return self.outer(jax.nn.gelu(self.inner(self.norm(features))))[..., 0]
+
+
+def pool(hidden: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean and maximum over a reply's positions: f32[B, T, D], bool[B, T] to f32[B, 2D]; zeros where it is empty."""
+    weights = mask[..., None].astype(hidden.dtype)
+    mean = (hidden * weights).sum(-2) / jnp.maximum(weights.sum(-2), 1.0)
+    largest = jnp.where(mask[..., None], hidden, -jnp.inf).max(-2)
+    return jnp.concatenate([mean, jnp.where(mask.any(-1, keepdims=True), largest, 0.0)], axis=-1)

@@ -52,11 +52,13 @@ class SampledBatch:
         dialogues: sampled turns of each dialogue, all turns in order.
         lm_logp: f32[S], mean log-probability per token of the reply under a frozen language model, in nats.
         natural: f32[S], the reward head's probability that a human wrote the reply.
+        shared: scratch for what several streams compute from the same batch.
     """
 
     dialogues: tuple[tuple[SampledTurn, ...], ...]
     lm_logp: np.ndarray | None = None
     natural: np.ndarray | None = None
+    shared: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("lm_logp", "natural"):

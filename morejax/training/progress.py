@@ -52,7 +52,12 @@ class Progress:
     def _open_bar(self, start: int) -> tqdm:
         layout = "{desc} {n_fmt}/{total_fmt} |{bar:24}| {postfix}"
         return tqdm(
-            total=self.total, initial=start, desc=self.stage, file=self._stream, bar_format=layout, dynamic_ncols=True
+            total=self.total,
+            initial=start,
+            desc=self.stage,
+            file=self._stream,
+            bar_format=layout,
+            dynamic_ncols=True,
         )
 
     def update(self, step: int, scalars: Mapping[str, Any] | None = None, *, tokens: int = 0) -> None:
@@ -126,7 +131,9 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

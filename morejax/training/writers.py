@@ -5,8 +5,9 @@ A run writes one ``metrics.jsonl`` for all its stages and one TensorBoard run pe
 
     {"stage": "ppo", "step": 12, "J/success": 0.71, "kl": 0.013}
 
-JSON has no NaN and no infinity: they are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, so that a
-diverging run stays visible in its log and every line stays valid JSON. :func:`read_metrics` turns them back into floats.
+JSON has no NaN and no infinity: they are written as the strings ``"NaN"``, ``"Infinity"`` and
+``"-Infinity"``, so that a diverging run stays visible in its log and every line stays valid JSON.
+:func:`read_metrics` turns them back into floats.
 """
 
 from __future__ import annotations
@@ -165,7 +166,9 @@ class MultiWriter:
     def __enter__(self) -> MultiWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -214,8 +217,8 @@ def read_metrics(path: Path | str, stage: str | None = None) -> dict[str, np.nda
         stage: keep the lines of this stage only; ``None`` keeps all and adds a ``"stage"`` column of strings.
 
     Returns:
-        Name -> array over the lines in file order: ``"step"`` is i64[n], every metric is f64[n] with NaN where a line does
-        not have it. A stage without lines gives ``{"step": empty}``.
+        Name -> array over the lines in file order: ``"step"`` is i64[n], every metric is f64[n] with NaN
+        where a line does not have it. A stage without lines gives ``{"step": empty}``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -260,12 +263,17 @@ def _all_nan(column: np.ndarray) -> bool:
 
 def _as_number(name: str, value: Any) -> int | float:
     array = np.asarray(value)
-    if array.size != 1 or array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+    if array.size != 1 or (array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16"):
         raise ValueError(f"metric {name!r}: found {array.dtype} of shape {array.shape}, expected one number")
     if array.dtype.kind in "biu":
         return int(array.item())
-    # str(float32) is the shortest decimal that reads back as the same float32: 0.1 and not 0.10000000149011612.
-    return float(str(array.item())) if array.dtype == np.float64 else float(str(array.reshape(()).astype(np.float32)))
+    # str(float32) is the shortest decimal that reads back as the same float32: 0.1 and not
+    # 0.10000000149011612.
+    return (
+        float(str(array.item()))
+        if array.dtype == np.float64
+        else float(str(array.reshape(()).astype(np.float32)))
+    )
 
 
 def _json_number(value: int | float) -> int | float | str:
@@ -277,16 +285,20 @@ def _json_number(value: int | float) -> int | float | str:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Complete lines with their parsed records; an unfinished last line (killed while writing) is left out."""
+    """Complete lines with their parsed records; an unfinished last line (killed in writing) is left out."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
         if not line.endswith("\n"):
             return
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not valid JSON ({error}); expected one object a line") from error
+            raise ValueError(
+                f"{path}:{number}: not valid JSON ({error}); expected one object a line"
+            ) from error
         if not isinstance(record, dict) or not all(name in record for name in _RESERVED):
-            raise ValueError(f"{path}:{number}: found {line.strip()[:80]!r}, expected an object with 'stage' and 'step'")
+            raise ValueError(
+                f"{path}:{number}: found {line.strip()[:80]!r}, expected an object with 'stage' and 'step'"
+            )
         yield line, record
 
 

@@ -1,8 +1,9 @@
 """The published MultiWOZ 2.2 response generation board, as data.
 
-Source: README of budzianowski/multiwoz, section "Response Generation"; every row is scored on the **test** split by the standard
-scorer (Tomiinek/MultiWOZ_Evaluation). ``Combined = (Inform + Success) / 2 + BLEU`` is computed from the printed parts: the
-README's own column has a slip for DAMD.
+Source: README of budzianowski/multiwoz, section "Response Generation"; every row is scored on the **test**
+    split by the standard
+scorer (Tomiinek/MultiWOZ_Evaluation). ``Combined = (Inform + Success) / 2 + BLEU`` is computed from the
+printed parts: the README's own column has a slip for DAMD.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class BoardRow:
 
 
 REFERENCE_CORPUS = {
-    track: BoardRow("Reference corpus", track, None, 93.7, 90.9, False, 14.00, 3.01, 1407, 23877) for track in TRACKS
+    track: BoardRow("Reference corpus", track, None, 93.7, 90.9, False, 14.00, 3.01, 1407, 23877)
+    for track in TRACKS
 }
 
 POLICY_ROWS = (

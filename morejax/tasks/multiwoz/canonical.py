@@ -1,7 +1,8 @@
-"""Canonical names of the MultiWOZ standard scorer: placeholder and slot spellings, venues, foods, types, times.
+"""Canonical names of the MultiWOZ standard scorer: placeholders, slots, venues, foods, types and times.
 
-The tables are facts of the standard (Nekvinda and Dusek, "Shades of BLEU, Flavours of Success", GEM 2021, and the tool
-published with it, Tomiinek/MultiWOZ_Evaluation); misspellings on the left of an arrow are ones found in system outputs.
+The tables are facts of the standard (Nekvinda and Dusek, "Shades of BLEU, Flavours of Success", GEM 2021, and
+the tool published with it, Tomiinek/MultiWOZ_Evaluation); misspellings on the left of an arrow are ones found
+in system outputs.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ PLACEHOLDER_SPELLINGS: dict[str, tuple[str, ...]] = {
     ),
     "AREA": ("area", "value_area", "attraction_area", "restaurant_area", "hotel_area"),
     "TIME": (
-        "time", "value_time", "booktime", "duration", "value_duration", "train_duration", "arriveby", "arrive by",
-        "value_arrive", "taxi_arriveby", "train_arriveby", "train_arrive", "leaveat", "leave at", "value_leave",
-        "taxi_leaveat", "train_leaveat", "train_leave",
+        "time", "value_time", "booktime", "duration", "value_duration", "train_duration", "arriveby",
+        "arrive by", "value_arrive", "taxi_arriveby", "train_arriveby", "train_arrive", "leaveat",
+        "leave at", "value_leave", "taxi_leaveat", "train_leaveat", "train_leave",
     ),
     "DAY": ("day", "value_day", "bookday", "train_day"),
     "PLACE": (
@@ -24,7 +25,8 @@ PLACEHOLDER_SPELLINGS: dict[str, tuple[str, ...]] = {
     ),
     "FOOD": ("food", "value_food", "restaurant_food"),
     "NAME": (
-        "name", "attraction_name", "hospital_name", "hotel_name", "police_name", "restaurant_name", "value_name",
+        "name", "attraction_name", "hospital_name", "hotel_name", "police_name", "restaurant_name",
+        "value_name",
     ),
     "PHONE": (
         "phone", "attraction_phone", "hospital_phone", "hotel_phone", "police_phone", "restaurant_phone",
@@ -40,8 +42,8 @@ PLACEHOLDER_SPELLINGS: dict[str, tuple[str, ...]] = {
         "hotel_pricerange", "attraction_pricerange",
     ),
     "REFERENCE": (
-        "reference", "ref", "attraction_reference", "hotel_reference", "restaurant_reference", "train_reference",
-        "value_reference",
+        "reference", "ref", "attraction_reference", "hotel_reference", "restaurant_reference",
+        "train_reference", "value_reference",
     ),
     "COUNT": (
         "value_count", "stars", "value_stars", "hotel_stars", "bookstay", "stay", "value_stay", "bookpeople",
@@ -49,8 +51,8 @@ PLACEHOLDER_SPELLINGS: dict[str, tuple[str, ...]] = {
         "restaurant_choice", "train_choice",
     ),
     "TYPE": (
-        "type", "value_type", "restaurant_type", "hotel_type", "attraction_type", "taxi_type", "taxi_car", "car",
-        "value_car",
+        "type", "value_type", "restaurant_type", "hotel_type", "attraction_type", "taxi_type", "taxi_car",
+        "car", "value_car",
     ),
     "TRAINID": ("trainid", "train_id", "value_id", "id", "train", "train_trainid"),
     "INTERNET": ("internet", "hotel_internet"),
@@ -59,15 +61,17 @@ PLACEHOLDER_SPELLINGS: dict[str, tuple[str, ...]] = {
     "DEPARTMENT": ("department", "value_department", "hospital_department"),
     "OPEN": ("openhours",),
 }  # fmt: skip
-"""Unified upper-case placeholder -> lower-case spellings that stand for it; every other spelling is dropped."""
+"""Unified upper-case placeholder -> lower-case spellings that stand for it; every other spelling is
+dropped."""
 
 UNIFIED_PLACEHOLDER: dict[str, str] = {
     spelling: unified for unified, spellings in PLACEHOLDER_SPELLINGS.items() for spelling in spellings
 }
 """Lower-case spelling, without brackets -> unified placeholder."""
 
-# Our own spellings are a subset of the standard's: predictions written with them can be scored by any standard scorer.
-# "[stars]" is kept apart from "[value_count]", as it is filled from the database and not counted.
+# Our own spellings are a subset of the standard's: predictions written with them can be scored by any
+# standard scorer. "[stars]" is kept apart from "[value_count]", as it is filled from the database and not
+# counted.
 _OWN_SPELLING: dict[str, str] = {
     **{unified: unified.lower() for unified in PLACEHOLDER_SPELLINGS},
     "COUNT": "value_count",
@@ -141,7 +145,8 @@ VENUES: dict[str, str] = {
     "the botanical gardens at cambridge university": "cambridge university botanic gardens",
     "cafe jello museum": "cafe jello gallery",
 }
-"""Name of a venue, or of a place that a train or taxi goes to, lower case -> a form close to the database's."""
+"""Name of a venue, or of a place that a train or taxi goes to, lower case -> a form close to the
+database's."""
 
 FOODS: dict[str, str] = {
     "eriterean": "mediterranean",

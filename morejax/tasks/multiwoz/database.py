@@ -1,9 +1,9 @@
 """Databases of the bookable domains, queried with the matching of the standard scorer.
 
-A row matches if every constraint on one of its columns holds: equal text, except partial ratio >= 90 on the fuzzy columns,
-arrival not later and departure not earlier than asked. ``?`` in a row matches everything; a dontcare value, a null and a
-slot that is no column constrain nothing. Results are sets of rows, kept as the bits of an integer: a query is an AND of
-one memoised set per constraint.
+A row matches if every constraint on one of its columns holds: equal text, except partial ratio >= 90 on the
+fuzzy columns, arrival not later and departure not earlier than asked. ``?`` in a row matches everything; a
+dontcare value, a null and a slot that is no column constrain nothing. Results are sets of rows, kept as the
+bits of an integer: a query is an AND of one memoised set per constraint.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from morejax.tasks.multiwoz import jsonfiles
-from morejax.tasks.multiwoz.canonical import FUZZY_COLUMNS, IGNORED_COLUMNS, VENUE_DOMAINS
+from morejax.tasks.multiwoz.canonical import FUZZY_COLUMNS, IGNORED_COLUMNS, TYPES, VENUE_DOMAINS
 from morejax.tasks.multiwoz.fuzzy import partial_ratio
 from morejax.tasks.multiwoz.normalise import is_constraint, minutes, normalise_slot, normalise_value
 from morejax.tasks.multiwoz.records import CorpusError
@@ -30,8 +30,8 @@ class Database:
     """All tables of a corpus, with memoised queries.
 
     Args:
-        tables: domain -> rows as in the files; ``restaurant``, ``attraction``, ``hotel`` and ``train`` can be queried,
-            other domains only be looked up with `records`.
+        tables: domain -> rows as in the files; ``restaurant``, ``attraction``, ``hotel`` and ``train`` can be
+            queried, other domains only be looked up with `records`.
 
     Raises:
         CorpusError: a table that can be queried is missing, empty, or has a row without its id.
@@ -40,7 +40,7 @@ class Database:
     def __init__(self, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         missing = [domain for domain in VENUE_DOMAINS if not tables.get(domain)]
         if missing:
-            raise CorpusError(f"database: no rows for {', '.join(missing)}; expected tables for {', '.join(VENUE_DOMAINS)}")
+            raise CorpusError(f"database: no rows for {', '.join(missing)}; expected {VENUE_DOMAINS}")
         self._records = {domain: tuple(_normal_row(row) for row in rows) for domain, rows in tables.items()}
         self._tables = {domain: _Table(domain, self._records[domain]) for domain in VENUE_DOMAINS}
         self._memo: dict[tuple[str, frozenset[tuple[str, Any]]], tuple[int, int]] = {}
@@ -103,7 +103,7 @@ class Database:
             key = (domain, frozenset(constraints.items()))
             found = self._memo.get(key)
         except TypeError:
-            raise ValueError(f"state of {domain!r}: {dict(constraints)!r} has a value that is not text") from None
+            raise ValueError(f"{domain} {dict(constraints)!r}: a value is not text") from None
         if found is None:
             if len(self._memo) >= _MEMO_LIMIT:
                 self._memo.clear()
@@ -112,7 +112,8 @@ class Database:
 
 
 class _Table:
-    """One table that can be queried; a set of rows (or venues) is an integer with one bit per row (or venue)."""
+    """One table that can be queried; a set of rows (or venues) is an integer with one bit per row (or
+    venue)."""
 
     def __init__(self, domain: str, records: Sequence[Record]) -> None:
         self._fuzzy = FUZZY_COLUMNS[domain]
@@ -151,7 +152,9 @@ class _Table:
             return _union(rows for entry, rows in values.items() if entry == "?" or minutes(entry) <= latest)
         if column == "leave":
             earliest = minutes(value)
-            return _union(rows for entry, rows in values.items() if entry == "?" or minutes(entry) >= earliest)
+            return _union(
+                rows for entry, rows in values.items() if entry == "?" or minutes(entry) >= earliest
+            )
         if column in self._fuzzy:
             return _union(
                 rows
@@ -161,11 +164,13 @@ class _Table:
         return values.get("?", 0) | values.get(value, 0)
 
 
-def _rows_by_value(column: str, records: Sequence[Record]) -> dict[Any, int]:
-    rows: dict[Any, int] = {}
+def _rows_by_value(column: str, records: Sequence[Record]) -> dict[str, int]:
+    rows: dict[str, int] = {}
     for i, record in enumerate(records):
-        if column in record:
-            rows[record[column]] = rows.get(record[column], 0) | 1 << i
+        # The release misspells a type ("mutliple sports"); the standard's copy of the database has it right.
+        value = TYPES.get(record.get(column), record.get(column)) if column == "type" else record.get(column)
+        if isinstance(value, str):
+            rows[value] = rows.get(value, 0) | 1 << i
     return rows
 
 
@@ -190,7 +195,7 @@ def _normal_row(row: Mapping[str, Any]) -> dict[str, Any]:
 def _venue_id(domain: str, row: int, record: Record) -> str:
     column = "trainid" if domain == "train" else "id"
     if column not in record:
-        raise CorpusError(f"database of {domain}: row {row} has no {column!r}, found {', '.join(sorted(record))}")
+        raise CorpusError(f"database of {domain}: row {row} has no {column!r}, found {sorted(record)}")
     return str(record[column])
 
 

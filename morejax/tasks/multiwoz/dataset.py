@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import logging
@@ -16,14 +15,23 @@ from typing import Any
 
 import datasets
 
-from morejax.tasks.multiwoz import canonical, delexicalise, jsonfiles, layout, normalise, reader, records
+from morejax.tasks.multiwoz import (
+    annotations,
+    canonical,
+    delexicalise,
+    jsonfiles,
+    layout,
+    normalise,
+    reader,
+    records,
+)
 from morejax.tasks.multiwoz.layout import Layout, find_layout
 from morejax.tasks.multiwoz.records import Act, Corpus, Dialogue, Schema, Turn
 
 CACHE_VARIABLE = "MOREJAX_CACHE"
 INDEX_FILE = "index.json"
 
-_PARSERS = (canonical, delexicalise, jsonfiles, layout, normalise, reader, records)
+_PARSERS = (annotations, canonical, delexicalise, jsonfiles, layout, normalise, reader, records)
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +39,14 @@ logger = logging.getLogger(__name__)
 def load_corpus(root: str | Path, *, cache_dir: str | Path | None = None) -> Corpus:
     """Read a corpus, from the cache if the same files have been parsed before.
 
-    The cache is keyed by the content of the source files and by the code that parses them, so a changed corpus or a newer
-    reader never meets old records. It is derived data: it may be deleted at any time, and a damaged one is rebuilt with a
-    warning.
+    The cache is keyed by the content of the source files and by the code that parses them, so a changed
+    corpus or a newer reader never meets old records. It is derived data: it may be deleted at any time, and
+    a damaged one is rebuilt with a warning.
 
     Args:
         root: folder in the release's layout (see `morejax.tasks.multiwoz.layout.find_layout`).
-        cache_dir: where caches are kept; default: the environment variable MOREJAX_CACHE or ``~/.cache/morejax``.
+        cache_dir: where caches are kept; by default the environment variable MOREJAX_CACHE or else
+            ``~/.cache/morejax``.
 
     Returns:
         The same corpus as `morejax.tasks.multiwoz.reader.read_corpus` gives, all splits.
@@ -55,9 +64,11 @@ def load_corpus(root: str | Path, *, cache_dir: str | Path | None = None) -> Cor
                 "%s: damaged corpus cache (%s: %s), rebuilding it", folder, type(error).__name__, error
             )
             shutil.rmtree(folder, ignore_errors=True)
-    with _garbage_collection_paused():
-        corpus = reader.read_corpus(root)
-    _save(corpus, files, folder)
+    corpus = reader.read_corpus(root)
+    try:
+        _save(corpus, files, folder)
+    except OSError as error:
+        logger.warning("%s: corpus cache not written (%s); the next start parses again", folder, error)
     return corpus
 
 
@@ -77,7 +88,7 @@ def to_dataset(corpus: Corpus, split: str) -> datasets.Dataset:
 
 
 def corpus_fingerprint(files: Layout) -> str:
-    """Digest of the source files' names and content and of the code that parses them, 32 hexadecimal digits."""
+    """Digest of the source files' names and content and of the parsing code, 32 hexadecimal digits."""
     digest = hashlib.blake2b(f"reader {reader.READER_VERSION}".encode(), digest_size=16)
     for module in _PARSERS:
         digest.update(Path(str(module.__file__)).read_bytes())
@@ -143,7 +154,7 @@ def _load(files: Layout, folder: Path) -> Corpus:
     index = json.loads((folder / INDEX_FILE).read_text())
     if index["digests"] != _digests(folder):
         raise ValueError("content differs from what was written")
-    with _garbage_collection_paused(), _quiet_datasets():
+    with reader.collector_paused(), _quiet_datasets():
         bases = {split: tuple(_read_dialogues(folder / split, split)) for split in index["splits"]}
     services = {
         name: {slot: tuple(values) for slot, values in slots.items()}
@@ -199,15 +210,3 @@ def _quiet_datasets() -> Iterator[None]:
     finally:
         if shown:
             datasets.enable_progress_bars()
-
-
-@contextmanager
-def _garbage_collection_paused() -> Iterator[None]:
-    """Hold the cyclic collector: it would walk hundreds of thousands of live records again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

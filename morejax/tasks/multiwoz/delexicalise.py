@@ -10,7 +10,7 @@ from morejax.tasks.multiwoz.canonical import PLACEHOLDER_TOKEN
 from morejax.tasks.multiwoz.normalise import PLACEHOLDER
 
 Span = Sequence[Any]
-"""``[act, slot, value, start, end]``: an entry of ``span_info`` in ``dialog_acts.json``; ``end`` is exclusive."""
+"""``[act, slot, value, start, end]``: an entry of ``span_info`` in ``dialog_acts.json``, end exclusive."""
 
 
 def delexicalise(utterance: str, spans: Sequence[Span]) -> str:
@@ -21,37 +21,37 @@ def delexicalise(utterance: str, spans: Sequence[Span]) -> str:
 
     Args:
         utterance: surface text of the turn.
-        spans: the turn's ``span_info`` in ``dialog_acts.json`` (the standard does not use ``frames[].slots``).
+        spans: the turn's ``span_info`` in ``dialog_acts.json`` (not ``frames[].slots``, as in the standard).
 
     Returns:
-        E.g. ``"[name] is in the [area] . its postcode is [postcode]"``; tokens are those of `canonical.PLACEHOLDERS`.
+        E.g. ``"[name] is in the [area]. its postcode is [postcode]"``, with `canonical.PLACEHOLDERS`.
 
     Raises:
-        ValueError: a span is not of the form ``[act, slot, value, start, end]`` or lies outside the utterance.
+        ValueError: a span is not of the form ``[act, slot, value, start, end]``.
     """
-    parts: list[str] = []
+    text: list[str] = []
     position = 0
-    for slot, value, start, end in sorted((_checked(span, utterance) for span in spans), key=lambda s: s[2]):
+    for slot, value, start, end in sorted(map(_parts, spans), key=lambda span: span[2]):
         if start < position or value == "dontcare":
             continue
-        parts += [utterance[position:start], f"[{slot}]"]
+        text += [utterance[position:start], f"[{slot}]"]
         position = end
-    marked = "".join([*parts, utterance[position:]]).lower()
+    marked = "".join([*text, utterance[position:]]).lower()
     return " ".join(PLACEHOLDER.sub(_token, marked).split())
 
 
-def _checked(span: Span, utterance: str) -> tuple[str, str, int, int]:
+def _parts(span: Span) -> tuple[str, str, int, int]:
     try:
         _, slot, value, start, end = span
-        inside = 0 <= start <= end <= len(utterance)
     except (TypeError, ValueError):
         raise ValueError(f"span {span!r}: expected [act, slot, value, start, end]") from None
-    if not inside:
-        raise ValueError(f"span {span!r} lies outside the utterance, which has {len(utterance)} characters")
+    if not isinstance(start, int) or not isinstance(end, int):
+        raise ValueError(f"span {span!r}: expected whole numbers as start and end")
     return slot, value, start, end
 
 
 def _token(found: re.Match[str]) -> str:
-    # The plural ending stays: normalising the token again removes it, as it does with the standard's own placeholder.
+    # The plural ending stays: normalising the token again removes it, as it does with the standard's own
+    # placeholder.
     token = PLACEHOLDER_TOKEN.get(found.group(1))
     return token + found.group(2) if token else ""

@@ -9,8 +9,8 @@ raw.githubusercontent.com::
     BASE/budzianowski/multiwoz/master/db/*_db.json
     BASE/Tomiinek/MultiWOZ_Evaluation/master/mwzeval/data/{goals,booked_domains}.json
 
-A file is fetched into ``NAME.part`` (continued there after an interruption) and takes its own name when it is complete and
-holds JSON, so whatever lies under its own name is whole.
+A file is fetched into ``NAME.part`` (continued there after an interruption) and takes its own name when it is
+complete and holds JSON, so whatever lies under its own name is whole.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m morejax.tasks.multiwoz.download",
-        description="Fetch the public MultiWOZ 2.2 files (MIT licence) into a folder. Run it again to continue.",
+        description="Fetch the public MultiWOZ 2.2 files (MIT licence). Run it again to continue.",
     )
     parser.add_argument(
         "--to", metavar="DIR", required=True, help="folder to write; later the value of --data-dir"
@@ -273,8 +273,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--base-url",
         metavar="URL",
         default=DEFAULT_BASE_URL,
-        help="mirror that serves the paths of raw.githubusercontent.com, e.g. URL/budzianowski/multiwoz/master/db/"
-        "hotel_db.json (default: %(default)s)",
+        help="mirror that serves the paths of raw.githubusercontent.com, e.g. "
+        "URL/budzianowski/multiwoz/master/db/hotel_db.json (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
@@ -286,9 +286,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to continue", file=sys.stderr)
         return 130
-    print(
-        f"{options.to}: {len(fetched)} files fetched, {len(release_files()) - len(fetched)} were already complete"
-    )
+    already = len(release_files()) - len(fetched)
+    print(f"{options.to}: {len(fetched)} files fetched, {already} were already complete")
     return 0
 
 

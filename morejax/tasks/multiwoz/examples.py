@@ -16,13 +16,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from transformers import PreTrainedTokenizerFast
-
 from morejax.tasks.multiwoz import tokenizer as vocabulary
 from morejax.tasks.multiwoz.canonical import PLACEHOLDERS
+from morejax.tasks.multiwoz.normalise import minutes, normalise_value
 from morejax.tasks.multiwoz.records import Act, Dialogue, State, Turn
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from morejax.tasks.multiwoz.database import Database
 
 Ids = tuple[int, ...]
@@ -178,7 +179,7 @@ class Serialiser:
         for domain, slot, value in self._state_pairs(ids):
             known = self._value_of.get(value[0])
             text = known or vocabulary.decode(self.tokenizer, value)
-            if text:
+            if text and _readable(slot, text):
                 state.setdefault(domain, {})[slot] = text
         return state
 
@@ -202,14 +203,14 @@ class Serialiser:
         """`<db>`, then the marker and the count bucket of every domain with constraints and a database."""
         ids = [self._id[vocabulary.DATABASE]]
         for domain in (d for d in QUERYABLE if state.get(d)):
-            count = len(database.query(domain, state[domain]))
-            ids += [self._id[vocabulary.marker(domain)], self._id[vocabulary.count_marker(count)]]
+            count = vocabulary.count_marker(database.count(domain, state[domain]))
+            ids += [self._id[vocabulary.marker(domain)], self._id[count]]
         return tuple(ids)
 
     def acts_ids(self, acts: Iterable[Act]) -> Ids:
         """`<domain> <intent> <slot> ...` per act; a domain is written when it changes.
 
-        Acts are read, never parsed back, so a name without a marker (a rare annotation) is written in word pieces.
+        Acts are never parsed back, so a rare name without a marker is written in word pieces.
         """
         ids: list[int] = []
         last = None
@@ -259,8 +260,8 @@ class Serialiser:
         budget = self.config.max_context - len(head) - reserve
         if budget < 2:
             raise PromptTooLong(
-                f"{where}: state, database result and acts take {len(head) + reserve} tokens, which leaves no "
-                f"room for the user utterance in --context.max-context {self.config.max_context}"
+                f"{where}: state, database result and acts take {len(head) + reserve} tokens, which leaves "
+                f"no room for the user utterance in --context.max-context {self.config.max_context}"
             )
         return head + self._dialogue_ids(earlier, user, budget) + tail
 
@@ -369,3 +370,11 @@ class Serialiser:
                 f"{where}: the state and its closing <db> take {len(state) + 1} tokens, "
                 f"--context.max-state is {self.config.max_state}"
             )
+
+
+def _readable(slot: str, value: str) -> bool:
+    try:
+        normal = normalise_value(slot, value)
+        return slot not in ("arrive", "leave") or minutes(normal) >= 0
+    except ValueError:
+        return False

@@ -11,9 +11,9 @@ from rapidfuzz.distance import Indel, Levenshtein
 def partial_ratio(first: str, second: str) -> int:
     """Similarity of the shorter string to the best aligned, equally long part of the longer one, 0 to 100.
 
-    Candidates are the parts that start where a block of the minimal Levenshtein alignment starts; the score of a part is
-    ``round(100 * (1 - indel_distance / total_length))``. ``rapidfuzz.fuzz.partial_ratio`` looks at every part and so often
-    gives more: the standard's threshold belongs to this, the older, definition.
+    Candidates are the parts that start where a block of the minimal Levenshtein alignment starts; the score
+    of a part is ``round(100 * (1 - indel_distance / total_length))``. ``rapidfuzz.fuzz.partial_ratio`` looks
+    at every part and so often gives more: the standard's threshold belongs to this, the older, definition.
 
     Args:
         first: a string; it is the shorter one if both are equally long.

@@ -1,4 +1,4 @@
-"""JSON files of a corpus folder: read with errors that say where, and the public databases' known defects mended."""
+"""JSON files of a corpus: read with errors that say where; known defects of the public databases mended."""
 
 from __future__ import annotations
 
@@ -73,8 +73,9 @@ def _describe(error: json.JSONDecodeError, size: int) -> str:
 def parse_database_json(content: bytes, where: Path | str) -> Any:
     """Parse a database file, also in the two forms of the public release that are not JSON.
 
-    The release's ``hospital_db.json`` starts with ``#`` lines, and its ``taxi_db.json`` writes one object's pairs straight
-    into a list (``["taxi_colors": [...]]``), in older versions with single quotes and a missing comma.
+    The release's ``hospital_db.json`` starts with ``#`` lines, and its ``taxi_db.json`` writes one object's
+    pairs straight into a list (``["taxi_colors": [...]]``), in older versions with single quotes and a
+    missing comma.
 
     Raises:
         CorpusError: the content is neither JSON nor one of these forms.

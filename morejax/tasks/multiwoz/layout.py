@@ -67,7 +67,7 @@ class Layout:
         name = read_json(self.marker, dict).get("name")
         if not isinstance(name, str) or not name:
             raise CorpusError(
-                f'{self.marker}: found name {name!r}, expected a non-empty string, e.g. {{"name": "embedded"}}'
+                f'{self.marker}: found name {name!r}, expected a string, e.g. {{"name": "embedded"}}'
             )
         return name
 
@@ -85,7 +85,7 @@ class Layout:
         if not folder.is_dir():
             have = ", ".join(self.base_splits()) or "none of train, dev, test"
             raise CorpusError(
-                f"{folder}: no such folder, so no split {split!r} (found {have}); fetch it: {DOWNLOAD_COMMAND}"
+                f"{folder}: no such folder, no split {split!r} (found {have}); fetch it: {DOWNLOAD_COMMAND}"
             )
         files = tuple(sorted(folder.glob("dialogues_*.json")))
         if not files:
@@ -103,8 +103,9 @@ class Layout:
 def find_layout(root: str | Path) -> Layout:
     """Find the files under ``root``.
 
-    Accepted: a folder with ``MultiWOZ_2.2/`` and ``db/`` (what the download command writes), a checkout of the release
-    (``data/MultiWOZ_2.2/`` and ``db/``), and ``MultiWOZ_2.2`` itself, with ``db/`` in it, beside it or two folders up.
+    Accepted: a folder with ``MultiWOZ_2.2/`` and ``db/`` (what the download command writes), a checkout of
+    the release (``data/MultiWOZ_2.2/`` and ``db/``), and ``MultiWOZ_2.2`` itself, with ``db/`` in it,
+    beside it or two folders up. Goals and booked domains lie in ``root`` itself.
 
     Raises:
         CorpusError: the folder does not exist, or the dialogues or databases are not there.
@@ -117,15 +118,15 @@ def find_layout(root: str | Path) -> Layout:
     dialogues = _first(root / "MultiWOZ_2.2", root / "data" / "MultiWOZ_2.2", root, having=BASE_SPLITS)
     if dialogues is None:
         raise CorpusError(
-            f"{root}: found neither MultiWOZ_2.2/, data/MultiWOZ_2.2/ nor train/, dev/ or test/ in it; expected the "
-            f"MultiWOZ 2.2 layout (fetch it: {DOWNLOAD_COMMAND})"
+            f"{root}: found neither MultiWOZ_2.2/, data/MultiWOZ_2.2/ nor train/, dev/ or test/; expected "
+            f"the MultiWOZ 2.2 layout (fetch it: {DOWNLOAD_COMMAND})"
         )
     resolved = dialogues.resolve()
     places = (root / "db", resolved.parent / "db", resolved.parent.parent / "db")
     databases = next((place for place in places if place.is_dir()), None)
     if databases is None:
         raise CorpusError(
-            f"{root / 'db'}: no such folder; expected the databases *_db.json (fetch them: {DOWNLOAD_COMMAND})"
+            f"{root / 'db'}: no such folder; expected databases *_db.json (fetch them: {DOWNLOAD_COMMAND})"
         )
     return Layout(root, dialogues, databases)
 

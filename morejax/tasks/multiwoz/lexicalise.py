@@ -1,7 +1,7 @@
 """Fills the placeholders of a delexicalised reply with values from the state and the database.
 
-Used where a person reads the reply (chat). The scorer and the learning never see filled text. A placeholder whose value is
-unknown becomes a readable phrase in brackets, ``(no phone on record)``, never a guess.
+Used where a person reads the reply (chat). The scorer and the learning never see filled text. A placeholder
+whose value is unknown becomes a readable phrase in brackets, ``(no phone on record)``, never a guess.
 """
 
 from __future__ import annotations
@@ -53,10 +53,15 @@ _WORDS = {
 
 
 class Queryable(Protocol):
-    """What is needed of the database."""
+    """What is needed of the database: :class:`morejax.tasks.multiwoz.database.Database` has it."""
 
     def query(self, domain: str, constraints: Mapping[str, str], /) -> Sequence[Mapping[str, Any]]:
-        """Records of a domain that satisfy the constraints."""
+        """Records of a domain that satisfy the constraints; none for a domain without a queryable table."""
+        ...
+
+    def records(self, domain: str, /) -> Sequence[Mapping[str, Any]]:
+        """All records of a domain."""
+        ...
 
 
 def lexicalise(
@@ -70,9 +75,9 @@ def lexicalise(
 ) -> str:
     """Replace every placeholder of a reply by a value.
 
-    The n-th ``[name]`` (``[trainid]``) is the n-th record of the domain's database result; what follows it, ``[phone]`` or
-    ``[address]``, belongs to that record. Before the first one, values come from the user's constraints, then from the first
-    record. Times, places and counts are told apart by the words around them.
+    The n-th ``[name]`` (``[trainid]``) is the n-th record of the domain's database result; what follows it,
+    ``[phone]`` or ``[address]``, belongs to that record. Before the first one, values come from the user's
+    constraints, then from the first record. Times, places and counts are told apart by the words around them.
 
     Args:
         text: delexicalised reply, e.g. ``"[name] is at [address] ."``.
@@ -80,7 +85,8 @@ def lexicalise(
         state: belief state, domain -> slot -> value, in the scorer's normal form.
         database: answers ``query(domain, constraints)``.
         booked: domain -> booking code already given; a new code is made up for other domains.
-        seed: varies the made-up values (booking codes, taxi cars and numbers); the same seed gives the same text.
+        seed: varies the made-up values (booking codes, taxi cars and numbers); the same seed gives the same
+            text.
 
     Returns:
         The reply with values; placeholders without a value become phrases such as ``(no phone on record)``.
@@ -91,11 +97,21 @@ def lexicalise(
     return PLACEHOLDER.sub(filler.fill, _REPEATED_ADDRESS.sub("[address]", text))
 
 
-def query_domain(database: Queryable, domain: str, constraints: Mapping[str, str]) -> Sequence[Mapping[str, Any]]:
-    """Database result of a domain's constraints; booking slots are no constraint and taxis have no records."""
-    if domain in ("taxi", "general", ""):
+def query_domain(
+    database: Queryable, domain: str, constraints: Mapping[str, str]
+) -> Sequence[Mapping[str, Any]]:
+    """Database result of a domain's constraints: booking slots do not narrow it, taxis have no records.
+
+    Tables that the standard does not query (police, hospital) are looked up by department.
+    """
+    if domain in ("taxi", ""):
         return ()
-    return database.query(domain, {slot: value for slot, value in constraints.items() if not slot.startswith("book")})
+    wanted = {slot: value for slot, value in constraints.items() if not slot.startswith("book")}
+    if found := database.query(domain, wanted):
+        return found
+    department = _known(wanted.get("department", ""))
+    records = database.records(domain) if domain in ("police", "hospital") else ()
+    return [record for record in records if not department or _field(record, ("department",)) == department]
 
 
 class _Filler:
@@ -109,7 +125,13 @@ class _Filler:
         booked: Mapping[str, str],
         seed: int,
     ):
-        self.domain, self.constraints, self.records, self.booked, self.seed = domain, constraints, records, booked, seed
+        self.domain, self.constraints, self.records, self.booked, self.seed = (
+            domain,
+            constraints,
+            records,
+            booked,
+            seed,
+        )
         self.named = 0  # how many records the reply has named so far
         self.seen: dict[str, int] = {}  # placeholder -> occurrences since the last named record
         self.special: dict[str, Callable[[str, str], str]] = {
@@ -136,7 +158,8 @@ class _Filler:
         self.seen[self.kind] = self.seen.get(self.kind, 0) + 1
         return value
 
-    # -- records ---------------------------------------------------------------------------------------------------
+    # -- records
+    # ---------------------------------------------------------------------------------------------------
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -149,19 +172,28 @@ class _Filler:
         wanted = self.constraints.get(self.kind, "") if not self.records else ""
         return _field(self.record, _RECORD_FIELDS[self.kind]) or _known(wanted) or self._unknown(self.kind)
 
-    def _listed(self, before: str, after: str, fields: tuple[str, ...] | None = None, slot: str | None = None) -> str:
+    def _listed(self, before: str, after: str) -> str:
+        return self._value(self.kind, self.seen.get(self.kind, 0)) or self._unknown(self.kind)
+
+    def _value(self, kind: str, nth: int) -> str:
         """The named record's value; before a name, the n-th different value among constraint and records."""
-        fields = fields or _RECORD_FIELDS.get(self.kind, (self.kind,))
+        fields = self._fields(kind)
         if self.named:
-            return _field(self.record, fields) or self._unknown(self.kind)
-        wanted = _known(self.constraints.get(slot or self.kind, ""))
-        values = list(dict.fromkeys(filter(None, [wanted, *(_field(record, fields) for record in self.records)])))
-        return values[min(self.seen.get(self.kind, 0), len(values) - 1)] if values else self._unknown(self.kind)
+            return _field(self.record, fields)
+        wanted = _known(self.constraints.get("pricerange" if kind == "price" else kind, ""))
+        values = dict.fromkeys(filter(None, [wanted, *(_field(record, fields) for record in self.records)]))
+        return list(values)[min(nth, len(values) - 1)] if values else ""
+
+    def _fields(self, kind: str) -> tuple[str, ...]:
+        if kind == "price":
+            return _PRICE_FIELDS.get(self.domain, ("pricerange", "price"))
+        return _RECORD_FIELDS.get(kind, (kind,))
 
     def _unknown(self, kind: str) -> str:
         return f"(no {_WORDS.get(kind, kind.replace('_', ' '))} on record)"
 
-    # -- one method per placeholder that needs more than a look-up -----------------------------------------------------
+    # -- one method per placeholder that needs more than a look-up
+    # -----------------------------------------------------
 
     def _reference(self, before: str, after: str) -> str:
         subject = _field(self.record, ("name", "trainid", "id"))
@@ -170,19 +202,38 @@ class _Filler:
     def _count(self, before: str, after: str) -> str:
         near, following = before[-28:], after.lstrip(" -")
         if following.startswith("star"):
-            return self._listed(before, after, fields=("stars",), slot="stars")
+            return self._value("stars", 0) or self._unknown("stars")
         if re.match(r"(nights?|days?)\b", following):
             return _known(self.constraints.get("bookstay", "")) or self._unknown("length of stay")
         people = r"(people|persons?|guests?|tickets?|seats?|in your party)\b"
-        if re.match(people, following) or re.search(r"(party of|table for|booked for|seats? for|room for) $", near):
+        if re.match(people, following) or re.search(
+            r"(party of|table for|booked for|seats? for|room for) $", near
+        ):
             return _known(self.constraints.get("bookpeople", "")) or self._unknown("number of people")
-        return str(len(self.records)) if self.records else "no"
+        return str(self._matching(after)) if self.records else "no"
+
+    def _matching(self, after: str) -> int:
+        """Records that a count is about: "[count] [type] in the [area]" counts those of that type and area."""
+        clause = re.split(r"[.,?!;]|\[(?:count|name|trainid)\]", after)[0]
+        kinds = re.findall(r"\[(price|food|type|area)\]", clause)
+        matching = list(self.records)
+        for kind in dict.fromkeys(kinds):
+            if _known(self.constraints.get("pricerange" if kind == "price" else kind, "")):
+                continue  # the database has seen to it
+            first = self.seen.get(kind, 0)
+            values = {self._value(kind, nth) for nth in range(first, first + kinds.count(kind))}
+            matching = [record for record in matching if _field(record, self._fields(kind)) in values]
+        return len(matching)
 
     def _time(self, before: str, after: str) -> str:
         if self.domain in ("train", "bus", "taxi"):
             kind = _time_kind(before, after, self.seen.get("time", 0))
             value = _field(self.record, _RECORD_FIELDS[kind]) or _known(self.constraints.get(kind, ""))
-            return re.sub(r"\s*minutes?$", "", value) if after.lstrip().startswith("minute") else value or self._unknown(kind)
+            return (
+                re.sub(r"\s*minutes?$", "", value)
+                if after.lstrip().startswith("minute")
+                else value or self._unknown(kind)
+            )
         if self.domain == "attraction":
             return _field(self.record, _RECORD_FIELDS["open"]) or self._unknown("open")
         return _known(self.constraints.get("booktime", "")) or self._unknown("time")
@@ -196,8 +247,7 @@ class _Filler:
         return wanted or _field(self.record, ("day",)) or self._unknown("day")
 
     def _price(self, before: str, after: str) -> str:
-        fields = _PRICE_FIELDS.get(self.domain, ("pricerange", "price"))
-        value = self._listed(before, after, fields=fields, slot="pricerange")
+        value = self._listed(before, after)
         return re.sub(r"\s*(pounds?|gbp)$", "", value) if re.match(r"\s*(pounds?|gbp)\b", after) else value
 
     def _phone(self, before: str, after: str) -> str:
@@ -214,19 +264,26 @@ class _Filler:
             colour, make = self._chance("car")[:2]
             return f"{_CAR_COLOURS[colour % len(_CAR_COLOURS)]} {_CAR_MAKES[make % len(_CAR_MAKES)]}"
         value = self._listed(before, after)
-        return _plural(value) if _is_counted(before, after) and len(self.records) != 1 else value
+        return (
+            _plural(value) if _is_counted(before, after) and self._matching(f"[type]{after}") != 1 else value
+        )
 
     def _facility(self, before: str, after: str) -> str:
         value = self._listed(before, after)
         return {"yes": self.kind, "free": f"free {self.kind}", "no": f"no {self.kind}"}.get(value, value)
 
     def _chance(self, what: str) -> bytes:
-        return _digest(what, self.seed, *sorted(f"{slot}={value}" for slot, value in self.constraints.items()))
+        return _digest(
+            what, self.seed, *sorted(f"{slot}={value}" for slot, value in self.constraints.items())
+        )
 
 
 def booking_code(domain: str, subject: str, *, seed: int = 0) -> str:
     """Made-up booking code of eight letters and digits; the same arguments give the same code."""
-    return "".join(_CODE_LETTERS[number % len(_CODE_LETTERS)] for number in _digest("reference", seed, domain, subject)[:8])
+    return "".join(
+        _CODE_LETTERS[number % len(_CODE_LETTERS)]
+        for number in _digest("reference", seed, domain, subject)[:8]
+    )
 
 
 def format_postcode(value: str) -> str:
@@ -263,9 +320,11 @@ def _ordered(
 
 
 def _time_kind(before: str, after: str, seen: int) -> str:
-    """Whether a time of a journey is its departure, its arrival or its duration, by the last telling word before it."""
+    """Whether a journey's time is its departure, arrival or duration, by the last telling word before it."""
     near = before[-40:]
-    if re.search(r"(travel|journey|trip) time|duration|takes?|lasts?", near[-24:]) or re.match(r"\s*(minutes?|trip)", after):
+    if re.search(r"(travel|journey|trip) time|duration|takes?|lasts?", near[-24:]) or re.match(
+        r"\s*(minutes?|trip)", after
+    ):
         return "duration"
     cues = {"arrive": r"arriv|get(s|ting)? (you )?(there|in)|reach", "leave": r"leav|depart|pick|set off"}
     last = {kind: max((m.start() for m in re.finditer(cue, near)), default=-1) for kind, cue in cues.items()}
@@ -277,9 +336,14 @@ def _time_kind(before: str, after: str, seen: int) -> str:
 def _place_slot(before: str, seen: int) -> str:
     """Whether a place is where a journey starts or ends, by the words right before it."""
     near = before[-24:]
-    if re.search(r"(\bto|\btowards|\bfor|arriv\w* (in|at|to)|arriv\w*|reach\w*|destination\w*( is| of)?) (the )?$", near):
+    if re.search(
+        r"(\bto|\btowards|\bfor|arriv\w* (in|at|to)|arriv\w*|reach\w*|destination\w*( is| of)?) (the )?$",
+        near,
+    ):
         return "destination"
-    if re.search(r"(\bfrom|leav\w*|depart\w*|departure\w*( is| of)?|pick\w* (you )?up (at|from)) (the )?$", near):
+    if re.search(
+        r"(\bfrom|leav\w*|depart\w*|departure\w*( is| of)?|pick\w* (you )?up (at|from)) (the )?$", near
+    ):
         return "departure"
     return "departure" if seen % 2 == 0 else "destination"
 
@@ -287,7 +351,10 @@ def _place_slot(before: str, seen: int) -> str:
 def _is_counted(before: str, after: str) -> bool:
     """Whether a type stands in "[count] [type] in ...", where a plural belongs."""
     counted = re.search(r"\[count\] (different |such )?(\[(price|area)\] )?$", before)
-    alone = re.match(r"\s*([.,?!;]|$)|\s+(in|on|that|which|with|to|located|matching|available|and|or|for|near|there)\b", after)
+    alone = re.match(
+        r"\s*([.,?!;]|$)|\s+(in|on|that|which|with|to|located|matching|available|and|or|for|near|there)\b",
+        after,
+    )
     return bool(counted and alone)
 
 

@@ -1,7 +1,7 @@
 """Normal forms of the standard scorer: responses, slots, values, times, states.
 
-Every rule is part of the standard, also where it is surprising (``-s`` is removed inside words, "12:30 pm" becomes
-"24:30"): numbers are comparable only if the same rules are applied to all systems.
+Every rule is part of the standard, also where it is surprising (``-s`` is removed inside words, "12:30 pm"
+becomes "24:30"): numbers are comparable only if the same rules are applied to all systems.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ _LEADING_WORDS = (("after", 5), ("afer", 4))
 
 @lru_cache(maxsize=1 << 16)
 def normalise_response(text: str) -> str:
-    """Normal form of a delexicalised response: lower case, unified upper-case placeholders, Moses detokenised.
+    """Normal form of a delexicalised response: lower case, unified upper-case placeholders, Moses
+    detokenised.
 
     Args:
-        text: response with placeholders in any published spelling, e.g. ``[name]``, ``[hotel_name]``, ``[value_name]``.
+        text: response with placeholders in any published spelling, e.g. ``[name]``, ``[hotel_name]``,
+            ``[value_name]``.
 
     Returns:
         The text that BLEU, richness and the search for mentioned placeholders are computed on.
@@ -51,7 +53,8 @@ def normalise_response(text: str) -> str:
 
 @lru_cache(maxsize=1 << 18)
 def mentions(text: str) -> frozenset[str]:
-    """Unified placeholders of a response: those that occur in ``normalise_response(text)``, found without building it.
+    """Unified placeholders of a response: those that occur in ``normalise_response(text)``, found without
+    building it.
 
     Args:
         text: response with placeholders in any published spelling.
@@ -89,7 +92,8 @@ def normalise_state(slot_values: Mapping[str, Sequence[str]]) -> dict[str, dict[
     A slot with "dontcare" among its values is left out; of several values the first counts.
 
     Args:
-        slot_values: as in the raw files, e.g. ``{"hotel-area": ["centre"], "taxi-leaveat": ["19:00", "7pm"]}``.
+        slot_values: as in the raw files, e.g. ``{"hotel-area": ["centre"], "taxi-leaveat": ["19:00",
+            "7pm"]}``.
 
     Returns:
         ``{domain: {slot: value}}`` in normal form.
@@ -101,7 +105,9 @@ def normalise_state(slot_values: Mapping[str, Sequence[str]]) -> dict[str, dict[
     for name, values in slot_values.items():
         domain, dash, slot = name.partition("-")
         if not dash or not values:
-            raise ValueError(f"slot {name!r} has the values {values!r}, expected a name domain-slot and a value")
+            raise ValueError(
+                f"slot {name!r} has the values {values!r}, expected a name domain-slot and a value"
+            )
         if "dontcare" in values:
             continue
         # Like the standard: "a-b-c" is the slot b of a.
@@ -149,7 +155,8 @@ def normalise_value(slot: str, value: Any) -> Any:
         value: text; slots without a rule also take other plain JSON values, which no database entry equals.
 
     Raises:
-        ValueError: the value is not text where text is needed, is a list or object, or is a time that cannot be read.
+        ValueError: the value is not text where text is needed, is a list or object, or is a time that cannot
+        be read.
     """
     try:
         return _normalise_value(slot, value)

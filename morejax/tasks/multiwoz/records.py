@@ -33,7 +33,7 @@ class CorpusError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """One dialogue act of a system turn, all lower case: ``("restaurant", "recommend", ("area", "name"))``."""
+    """One dialogue act of a system turn, lower case: ``("restaurant", "recommend", ("area", "name"))``."""
 
     domain: str
     intent: str
@@ -80,7 +80,7 @@ class Schema:
     """The part of ``schema.json`` that a reader needs.
 
     Attributes:
-        services: service -> slot without the service's name -> values of a categorical slot, empty for an open one.
+        services: service -> slot (without the service's name) -> its values if it is categorical, else empty.
     """
 
     services: Mapping[str, Mapping[str, tuple[str, ...]]]
@@ -101,7 +101,7 @@ class Corpus:
         splits: split name -> dialogues in corpus order; named sub-splits (of dev) are splits as well.
         database: the databases of all domains.
         schema: services and slots.
-        skipped: reason -> number of dialogues or turns that the standard lets a reader leave out or leave bare.
+        skipped: reason -> number of dialogues left out, turns kept bare or slots dropped.
     """
 
     name: str

@@ -176,7 +176,7 @@ def test_missing_file_is_an_error_at_once(mirror: Mirror, tmp_path: Path, capsys
     del mirror.files[release_files()[0].remote]
     assert main(["--to", str(tmp_path), "--base-url", mirror.url]) == 1
     error = capsys.readouterr().err
-    assert "HTTP status 404" in error and "attraction_db.json" in error and "--base-url" in error
+    assert all(part in error for part in ("HTTP status 404", "attraction_db.json", "--base-url"))
     assert len(mirror.requests) == 1
 
 
@@ -191,13 +191,17 @@ def test_unreachable_server_is_an_error(tmp_path: Path) -> None:
         fetch_goals(Mirror({}, url="http://127.0.0.1:9"), tmp_path, attempts=2)
 
 
+WARD = [{"department": "children's ward"}]
+TAXI = [{"taxi_types": ["a", "b"], "taxi_phone": ["^[0-9]{10}$"]}]
+
+
 @pytest.mark.parametrize(
     ("published", "expected"),
     [
-        (b"## Address: a road\n# Phone: 1\n\n[{\"department\": \"children's ward\"}]\n", [{"department": "children's ward"}]),
-        (b'[\n  "taxi_types" : ["a","b"],\n  "taxi_phone": ["^[0-9]{10}$"]\n]\n', [{"taxi_types": ["a", "b"], "taxi_phone": ["^[0-9]{10}$"]}]),
-        (b"[\n  \"taxi_types\" : [\"a\",'b']\n  \"taxi_phone\": [\"^[0-9]{10}$\"]\n]\n", [{"taxi_types": ["a", "b"], "taxi_phone": ["^[0-9]{10}$"]}]),
-        (b"[{\ntaxi_types : [\"a\",\"b\"],\ntaxi_phone: [\"^[0-9]{10}$\"]\n}]\n", [{"taxi_types": ["a", "b"], "taxi_phone": ["^[0-9]{10}$"]}]),
+        (b"## Address: a road\n# Phone: 1\n\n[{\"department\": \"children's ward\"}]\n", WARD),
+        (b'[\n  "taxi_types" : ["a","b"],\n  "taxi_phone": ["^[0-9]{10}$"]\n]\n', TAXI),
+        (b"[\n  \"taxi_types\" : [\"a\",'b']\n  \"taxi_phone\": [\"^[0-9]{10}$\"]\n]\n", TAXI),
+        (b"[{\ntaxi_types : [\"a\",\"b\"],\ntaxi_phone: [\"^[0-9]{10}$\"]\n}]\n", TAXI),
     ],
     ids=["comment lines", "pairs in a list", "single quotes", "bare keys"],
 )  # fmt: skip

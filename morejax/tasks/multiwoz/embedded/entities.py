@@ -1,4 +1,4 @@
-"""The invented town of Wrenford: its restaurants, hotels, attractions and trains, in the MultiWOZ database layout.
+"""The invented town of Wrenford: restaurants, hotels, attractions and trains, in MultiWOZ database columns.
 
 The town does not depend on the corpus seed: every embedded corpus has the same databases.
 """
@@ -38,7 +38,16 @@ FOODS = (
     "moroccan",
 )
 ABSENT_FOODS = ("peruvian", "korean", "ethiopian", "hawaiian", "scottish", "bulgarian")
-ATTRACTION_TYPES = ("museum", "park", "theatre", "cinema", "nightclub", "swimmingpool", "architecture", "concerthall")
+ATTRACTION_TYPES = (
+    "museum",
+    "park",
+    "theatre",
+    "cinema",
+    "nightclub",
+    "swimmingpool",
+    "architecture",
+    "concerthall",
+)
 HOTEL_TYPES = ("hotel", "guesthouse")
 STARS = ("2", "3", "4", "5")
 TAXI_COLOURS = ("green", "silver", "orange", "purple", "brown", "navy")
@@ -70,8 +79,8 @@ ATTRACTION_NOUNS = {
     "concerthall": ("recital rooms", "auditorium"),
 }
 STREETS = (
-    "tannery row", "copperbeech lane", "ropewalk", "lower quay", "weavers yard", "hazel rise", "candle street",
-    "old ferry road", "bishopsgrove", "cinder path", "vine terrace", "anchor hill",
+    "tannery row", "copperbeech lane", "ropewalk", "lower quay", "weavers yard", "hazel rise",
+    "candle street", "old ferry road", "bishopsgrove", "cinder path", "vine terrace", "anchor hill",
 )  # fmt: skip
 
 Record = dict[str, str]
@@ -85,8 +94,11 @@ class World:
 
     def matches(self, domain: str, constraints: dict[str, str]) -> list[Record]:
         """Records that satisfy the constraints (schema slot names without domain; ``dontcare`` is none)."""
-        wanted = {slot: value for slot, value in constraints.items() if value != "dontcare"}
-        return [record for record in self.tables[domain] if all(_fits(record, *item) for item in wanted.items())]
+        found = list(self.tables[domain])
+        for slot, value in constraints.items():
+            if value != "dontcare":
+                found = [record for record in found if _fits(record, slot, value)]
+        return found
 
 
 def _fits(record: Record, slot: str, value: str) -> bool:
@@ -132,7 +144,9 @@ class _Contacts:
         }
 
 
-def _names(rng: random.Random, first: tuple[str, ...], second: tuple[str, ...], count: int, form: str) -> list[str]:
+def _names(
+    rng: random.Random, first: tuple[str, ...], second: tuple[str, ...], count: int, form: str
+) -> list[str]:
     names = [form.format(one, two) for one in first for two in second]
     return rng.sample(names, count)
 
@@ -183,7 +197,9 @@ def _attractions(rng: random.Random, contacts: _Contacts) -> list[Record]:
                     "name": name,
                     "type": kind,
                     "area": AREAS[len(records) % len(AREAS)],
-                    "entrance fee": rng.choice(("free", "free", "3 pounds", "4.50 pounds", "6 pounds", "9 pounds")),
+                    "entrance fee": rng.choice(
+                        ("free", "free", "3 pounds", "4.50 pounds", "6 pounds", "9 pounds")
+                    ),
                     "openhours": rng.choice(("9 to 17", "10 to 18", "11 to 22")),
                     "pricerange": "?",
                     **contacts.next(),

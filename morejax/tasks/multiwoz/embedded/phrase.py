@@ -1,7 +1,7 @@
 """Templates to text: phrases of plain and annotated pieces, realised with exact character spans.
 
-A template is text with ``{slot}`` fields and ``[one|other|]`` alternatives (not nested); ``a(n)`` becomes "a" or
-"an" by the letter that follows it.
+A template is text with ``{slot}`` fields and ``[one|other|]`` alternatives (not nested); ``a(n)`` becomes
+"a" or "an" by the letter that follows it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ CONTRACTIONS = (
     ("I am ", "I'm "),
     ("I would ", "I'd "),
     ("I will ", "I'll "),
-    ("I have ", "I've "),
     ("that is ", "that's "),
     ("it is ", "it's "),
     ("there is ", "there's "),
@@ -54,7 +53,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Utterance:
-    """Realised text, its spans in order, and acts without a value: ``(act, slot, "?")`` or ``(act, "none", "none")``."""
+    """Realised text, its spans in order, and acts without a span: ``(act, slot, "?")``, ``(act, "none", "none")``."""
 
     text: str
     spans: tuple[Span, ...]
@@ -73,6 +72,28 @@ class Utterance:
         for act, slot, value in self.bare_acts:
             acts.setdefault(act, []).append([slot, value])
         return acts
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What is said in one or more sentences, with the acts that have no annotated value.
+
+    Adding two speeches puts one sentence after the other.
+    """
+
+    phrase: Phrase
+    acts: tuple[tuple[str, str, str], ...] = ()
+
+    def __add__(self, other: Speech) -> Speech:
+        first = end_sentence(self.phrase) if other.phrase else self.phrase
+        return Speech(join([first, other.phrase]), self.acts + other.acts)
+
+
+def end_sentence(phrase: Phrase) -> Phrase:
+    """Close a phrase with a full stop unless it ends with a mark already."""
+    if phrase and not phrase[-1].text.rstrip().endswith((".", "?", "!", ":")):
+        return (*phrase, Piece("."))
+    return phrase
 
 
 def expand(template: str, rng: random.Random) -> str:
@@ -125,7 +146,7 @@ def realise(
     contract: bool = False,
     lower: bool = False,
 ) -> Utterance:
-    """Text and spans of a phrase: articles agreed, sentences capitalised, optionally contracted or all lower case."""
+    """Text and spans of a phrase: articles agreed, sentences capitalised; contracted or lower case if asked."""
     pieces = _agree_articles(_merge_plain(phrase))
     if contract:
         pieces = [piece if piece.slot else replace(piece, text=_contract(piece.text)) for piece in pieces]

@@ -5,7 +5,7 @@ from __future__ import annotations
 Templates = tuple[str, ...]
 
 OPTIONAL_LEAD: Templates = (
-    "", "", "", "certainly. ", "of course. ", "with pleasure. ", "good choice. ", "happy to assist. ", "no problem. ",
+    "", "", "", "certainly. ", "of course. ", "with pleasure. ", "happy to assist. ", "no problem. ",
     "let me see. ", "one moment. ", "absolutely. ", "understood. ", "right away. ", "gladly. ", "noted. ", "all right. ",
 )  # fmt: skip
 
@@ -45,10 +45,10 @@ OFFER_ONLY: Templates = (
     "we know of {choice} such place, it is {name}.",
 )
 OFFER_NAMELESS: Templates = (
-    "[yes|sure], we have {choice} [fitting|suitable] {noun}.",
+    "[yes|sure], we have {choice} [fitting|suitable] {nouns}.",
     "I [picked|took] one out of {choice} for you, [a charming spot|a solid choice].",
     "there is a good {noun} among the {choice} [I see|on file].",
-    "that should work, {choice} {noun} [came up|are listed].",
+    "that should work, {choice} {nouns} [came up|are listed].",
     "I have found you something, one of {choice} in my [files|system].",
     "good news, {choice} [of them|] [fit|match] and I selected one.",
     "one of the {choice} [results|hits] looks right for you.",
@@ -101,7 +101,7 @@ REQUEST: dict[str, Templates] = {
     ),
     "area": (
         "which [part of town|district|area] [suits you|do you prefer]?",
-        "where [in town|in wrenford] should it be?",
+        "where [in town|in Wrenford] should it be?",
         "is any [area|quarter] [better|more convenient] for you?",
         "do you have a [location|neighbourhood] in mind?",
         "should I look near the centre or further out?",
@@ -120,10 +120,18 @@ REQUEST: dict[str, Templates] = {
         "do stars matter to you?",
         "which standard of comfort, in stars?",
     ),
-    "internet": ("do you [need|require] [internet|wifi]?", "is wifi a must?", "should there be internet?",
-                 "will you be going online there?"),
-    "parking": ("do you [need|require] parking?", "will you [bring|come with] a car?", "is parking [important|needed]?",
-                "should there be somewhere to park?"),
+    "internet": (
+        "do you [need|require] [internet|wifi]?",
+        "is wifi a must?",
+        "should there be internet?",
+        "will you be going online there?",
+    ),
+    "parking": (
+        "do you [need|require] parking?",
+        "will you [bring|come with] a car?",
+        "is parking [important|needed]?",
+        "should there be somewhere to park?",
+    ),
     "day": (
         "[which|what] day [are you travelling|will you travel]?",
         "when do you [wish|plan] to travel, which day?",
@@ -180,12 +188,12 @@ REQUEST: dict[str, Templates] = {
         "what is the length of the stay?",
         "when will you check out, after how many nights?",
     ),
-}  # fmt: skip
+}
 NO_OFFER: Templates = (
     "[sorry|I am sorry], [there is|I know of|we have] no {what}.",
     "unfortunately [nothing turned up|my search came back empty] for {what}.",
     "I [regret|am afraid] there [is not any|are no places] like that: no {what}.",
-    "[alas|sadly], {what} is not to be found in wrenford.",
+    "[alas|sadly], {what} is not to be found in Wrenford.",
     "{what} [does not exist|is missing] in our [listings|town], I fear.",
     "my apologies, I cannot [find|locate] {what}.",
     "no luck with {what}, [sorry|regrettably].",
@@ -205,27 +213,27 @@ ANSWER: dict[str, Templates] = {
     "phone": (
         "the [phone|telephone] number is {phone}",
         "you can [call|ring|reach] them [on|at] {phone}",
-        "[dial|phone] {phone}",
+        "the line to [dial|ring] is {phone}",
         "their number is {phone}",
-        "for questions call {phone}",
+        "the line for questions is {phone}",
     ),
     "address": (
         "the address is {address}",
         "you will find it at {address}",
         "it [stands|is located|is situated] at {address}",
-        "head to {address}",
+        "it [awaits|welcomes] you at {address}",
         "it sits on {address}",
     ),
     "postcode": (
         "the [postcode|postal code] is {postcode}",
         "its postcode [reads|is] {postcode}",
-        "enter {postcode} into your navigation",
+        "for your navigation, the code is {postcode}",
         "the code for the post is {postcode}",
         "letters go to {postcode}",
     ),
     "trainid": (
         "the train [id|number] is {trainid}",
-        "look for train {trainid}",
+        "the train to look for is {trainid}",
         "it runs as {trainid}",
         "{trainid} is the one to board",
     ),
@@ -247,19 +255,47 @@ ANSWER: dict[str, Templates] = {
         "they charge {entrancefee} at the door",
         "getting in is {entrancefee}",
     ),
-    "openhours": ("it opens from {openhours}", "the hours are {openhours}", "doors are open {openhours}",
-                  "you may enter from {openhours}"),
-    "area": ("it is in the {area}", "that is the {area} of town", "you go to the {area}", "it lies in the {area}"),
-    "pricerange": ("it is {pricerange}", "the prices are {pricerange}", "expect {pricerange} prices",
-                   "the price range is {pricerange}"),
-    "stars": ("it has {stars} stars", "they hold {stars} stars", "it is rated {stars} stars",
-              "it carries {stars} stars"),
-    "food": ("they [cook|serve] {food} food", "the kitchen is {food}", "the menu is {food}", "chefs prepare {food} dishes"),
-    "leaveat": ("it [leaves|departs|pulls out] at {leaveat}", "departure is at {leaveat}", "be on the platform at {leaveat}"),
-    "arriveby": ("it [arrives|gets in] at {arriveby}", "you are there by {arriveby}", "arrival is at {arriveby}"),
-    "type": ("[a|your] {type} will [come|pick you up]", "look out for a {type}", "the car is a {type}",
-             "the driver has a {type}"),
-}  # fmt: skip
+    "openhours": (
+        "it opens from {openhours}",
+        "the hours are {openhours}",
+        "doors are open {openhours}",
+        "you may enter from {openhours}",
+    ),
+    "area": (
+        "it is in the {area}",
+        "that is the {area} of town",
+        "you go to the {area}",
+        "it lies in the {area}",
+    ),
+    "pricerange": (
+        "it is {pricerange}",
+        "the prices are {pricerange}",
+        "the bill will be {pricerange}",
+        "the price range is {pricerange}",
+    ),
+    "stars": (
+        "it has {stars} stars",
+        "they hold {stars} stars",
+        "it is rated {stars} stars",
+        "it carries {stars} stars",
+    ),
+    "food": (
+        "they [cook|serve] {food} food",
+        "the kitchen is {food}",
+        "the menu is {food}",
+        "chefs prepare {food} dishes",
+    ),
+    "leaveat": (
+        "it [leaves|departs|pulls out] at {leaveat}",
+        "departure is at {leaveat}",
+        "you board at {leaveat}",
+    ),
+    "arriveby": (
+        "it [arrives|gets in] at {arriveby}",
+        "you are there by {arriveby}",
+        "arrival is at {arriveby}",
+    ),
+}
 ANSWER_SUBJECT: Templates = (
     "for {name}, ", "about {name}: ", "regarding {name}, ", "here is what I have on {name}: ", "{name}, then: ",
 )  # fmt: skip
@@ -375,8 +411,8 @@ ANYTHING_ELSE: Templates = (
     "are you looking for anything besides that?",
 )
 GOODBYE: Templates = (
-    "[you are welcome|my pleasure|glad to help]. [enjoy|have fun in] wrenford!",
-    "[thank you|thanks] for [calling|asking] the wrenford desk. [goodbye|farewell].",
+    "[you are welcome|my pleasure|glad to help]. [enjoy|have fun in] Wrenford!",
+    "[thank you|thanks] for [calling|asking] the Wrenford desk. [goodbye|farewell].",
     "[have|wishing you] a [lovely|wonderful|pleasant] [day|stay|visit]!",
     "it was a [joy|delight] [assisting|serving] you. take care!",
     "[safe travels|bon voyage] and until next time!",

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 Templates = tuple[str, ...]
 
-GREETINGS: Templates = ("hello, ", "hi there. ", "good morning. ", "hey, ", "good afternoon! ", "hi, ", "greetings. ", "")
+GREETINGS: Templates = (
+    "hello, ",
+    "hi there. ",
+    "good morning. ",
+    "hey, ",
+    "good afternoon! ",
+    "hi, ",
+    "greetings. ",
+    "",
+)
 
 OPEN: Templates = (
     "I am [looking for|after|searching for|hoping to find] {wish}[, please|]",
@@ -12,7 +21,7 @@ OPEN: Templates = (
     "I need {wish}[ for my trip| for our visit|]",
     "do you [know of|happen to have] {wish}?",
     "I would [like|love] {wish}[, please|]",
-    "is there {wish} [around here|in wrenford|you could suggest]?",
+    "is there {wish} [on your list|in Wrenford|you could suggest]?",
     "we are visiting [soon|next week] and want {wish}",
     "what have you got in the way of {wish}?",
     "my [friends|parents|colleagues] and I [fancy|are keen on] {wish}",
@@ -138,15 +147,25 @@ REFERENCE: Templates = (
     "do not forget the reference number",
     "I want the booking number as well",
 )
+ASK_ALSO: Templates = (
+    "plus {asks}, please",
+    "[also|and] {asks}",
+    "and {asks} too",
+    "then {asks} as well",
+    "besides, {asks}, please",
+    "add {asks} to it",
+    "I need {asks} as well",
+    "what about {asks}?",
+)
 REBOOK: Templates = (
     "[then|okay,] try {terms}[, please| instead]",
-    "[would|does] {terms} work?",
+    "would it [work|be possible] {terms}?",
     "[how|what] about {terms}?",
     "[could|can] we do {terms} instead?",
-    "let us change [that|it] to {terms}",
-    "{terms} would [be okay|suit us] too",
+    "let us [move|change] it, {terms}",
+    "we could [also |]come {terms}",
     "alright, {terms} then",
-    "see if {terms} is [possible|still free]",
+    "see if [there is room|they are free] {terms}",
 )
 ASK_AGAIN: Templates = (
     "[and|but] [what about|you left out] {asks}",
@@ -158,15 +177,15 @@ ASK_AGAIN: Templates = (
     "thanks, but I was also hoping for {asks}",
     "one detail is missing, namely {asks}",
 )
-WAIT_FOR_MORE: Templates = (
-    "[yes|sure], tell me more [about it|please]",
-    "I will think about it, [go on|what else is known]",
-    "okay, I am listening",
-    "that [could|might] work for us",
-    "sounds [interesting|promising] to me",
-    "hm, that may be the right one",
-    "fine, I will note that down",
-    "good, we might go there",
+REFINE: Templates = (
+    "[nice|interesting], but I [need|want] {wish}",
+    "is there [another|one more], {wish}?",
+    "I forgot to say: {wish}",
+    "hm, it should also be {wish}",
+    "do you have {wish} too?",
+    "[could|can] you narrow it to {wish}?",
+    "before I decide, I want {wish}",
+    "not bad, although I would prefer {wish}",
 )
 GOODBYE: Templates = (
     "[thanks|thank you], that is [all|everything] [for now|for today|I need]",
@@ -183,29 +202,92 @@ GOODBYE: Templates = (
 
 # Ways to express one constraint in an answer; {slot} is the value, {noun} what is looked for.
 FRAGMENTS: dict[str, Templates] = {
-    "food": ("{food} food", "{food}", "{food} cuisine", "some {food} dishes", "a(n) {food} place", "something {food}"),
-    "pricerange": ("something {pricerange}", "a(n) {pricerange} {noun}", "{pricerange}", "one that is {pricerange}"),
-    "area": ("in the {area}", "the {area}", "the {area} of town", "somewhere in the {area}", "around the {area}"),
+    "food": (
+        "{food} food",
+        "{food}",
+        "{food} cuisine",
+        "some {food} dishes",
+        "a(n) {food} place",
+        "something {food}",
+    ),
+    "pricerange": (
+        "something {pricerange}",
+        "a(n) {pricerange} {noun}",
+        "{pricerange}",
+        "one that is {pricerange}",
+    ),
+    "area": (
+        "in the {area}",
+        "the {area}",
+        "the {area} of town",
+        "somewhere in the {area}",
+        "around the {area}",
+    ),
     "type": ("a(n) {type}", "some kind of {type}", "a nice {type}"),
     "stars": ("{stars} stars", "one with {stars} stars", "a {stars} star place", "a rating of {stars} stars"),
     "parking": ("with parking", "a place with parking", "one that offers parking", "parking for our car"),
     "internet": ("with internet", "a place with wifi", "one that has internet", "wifi for my laptop"),
-    "departure": ("from {departure}", "leaving from {departure}", "starting in {departure}", "out of {departure}"),
-    "destination": ("to {destination}", "going to {destination}", "heading for {destination}", "towards {destination}"),
+    "departure": (
+        "from {departure}",
+        "leaving from {departure}",
+        "starting in {departure}",
+        "out of {departure}",
+    ),
+    "destination": (
+        "to {destination}",
+        "going to {destination}",
+        "heading for {destination}",
+        "towards {destination}",
+    ),
     "day": ("on {day}", "this {day}", "for {day}", "on the coming {day}"),
-    "leaveat": ("after {leaveat}", "leaving after {leaveat}", "no earlier than {leaveat}", "departing from {leaveat} on"),
-    "arriveby": ("arriving by {arriveby}", "there by {arriveby}", "arriving before {arriveby}", "in by {arriveby}"),
-    "bookpeople": ("for {bookpeople} {persons}", "for a party of {bookpeople}", "for a group of {bookpeople}"),
+    "leaveat": (
+        "after {leaveat}",
+        "leaving after {leaveat}",
+        "no earlier than {leaveat}",
+        "departing from {leaveat} on",
+    ),
+    "arriveby": (
+        "arriving by {arriveby}",
+        "there by {arriveby}",
+        "arriving before {arriveby}",
+        "in by {arriveby}",
+    ),
+    "bookpeople": (
+        "for {bookpeople} {persons}",
+        "for a party of {bookpeople}",
+        "for a group of {bookpeople}",
+    ),
     "bookday": ("on {bookday}", "this {bookday}", "for {bookday}", "starting {bookday}"),
     "booktime": ("at {booktime}", "around {booktime}", "for {booktime}"),
     "bookstay": ("for {bookstay} {nights}", "staying {bookstay} {nights}"),
-}  # fmt: skip
+}
 TAXI_FRAGMENTS: dict[str, Templates] = {
     "departure": ("from {departure}", "picking us up at {departure}", "leaving {departure}"),
     "destination": ("to {destination}", "going to {destination}", "that drops us at {destination}"),
     "leaveat": ("after {leaveat}", "at {leaveat}", "leaving at {leaveat}", "setting off at {leaveat}"),
     "arriveby": ("by {arriveby}", "arriving by {arriveby}", "to be there by {arriveby}"),
 }
+# Parts of a noun phrase that describes what is looked for: before and after the noun.
+BEFORE: dict[str, Templates] = {
+    "pricerange": ("{pricerange}",),
+    "stars": ("{stars} star",),
+    "food": ("{food}",),
+}
+AFTER: dict[str, Templates] = {
+    "area": ("in the {area}", "in the {area} of town", "somewhere in the {area}", "in the {area} quarter"),
+    "food": ("serving {food} food", "with {food} cuisine", "that cooks {food} dishes"),
+    "stars": ("with {stars} stars", "rated {stars} stars"),
+    "pricerange": ("that is {pricerange}",),
+    "parking": ("with parking", "that has parking"),
+    "internet": ("with wifi", "that has internet"),
+}
+NAMED: Templates = (
+    "a(n) {noun} called {name}",
+    "{name}",
+    "details on {name}",
+    "the {noun} {name}",
+    "{name}, a(n) {noun}",
+)
 NOUNS: dict[str, Templates] = {
     "restaurant": ("restaurant", "place to eat", "eatery", "spot for dinner", "dining place"),
     "hotel": ("place to stay", "place to sleep", "bed for the night", "lodging"),
@@ -240,12 +322,12 @@ TOPICS: dict[str, str] = {
     "internet": "internet",
     "day": "day",
 }
-# Surface forms of values; the first is the value itself, and templates in price-range position use only that one.
+# Ways to write a value; a value without an entry is written as it is.
 SURFACES: dict[tuple[str, str], Templates] = {
     ("pricerange", "cheap"): ("cheap", "cheap", "inexpensive", "affordable"),
     ("pricerange", "moderate"): ("moderate", "moderately priced", "mid-priced"),
     ("pricerange", "expensive"): ("expensive", "expensive", "upmarket", "fancy"),
-    ("area", "centre"): ("centre", "centre", "city centre"),
+    ("area", "centre"): ("centre", "centre", "center"),
     ("type", "swimmingpool"): ("swimming pool", "pool"),
     ("type", "concerthall"): ("concert hall", "concert venue"),
     ("type", "architecture"): ("architectural sight", "landmark building"),
@@ -253,4 +335,13 @@ SURFACES: dict[tuple[str, str], Templates] = {
     ("type", "cinema"): ("cinema", "movie theatre"),
     ("type", "nightclub"): ("nightclub", "night club"),
 }
-NUMBER_WORDS = {"1": "one", "2": "two", "3": "three", "4": "four", "5": "five", "6": "six", "7": "seven", "8": "eight"}
+NUMBER_WORDS = {
+    "1": "one",
+    "2": "two",
+    "3": "three",
+    "4": "four",
+    "5": "five",
+    "6": "six",
+    "7": "seven",
+    "8": "eight",
+}

@@ -1,0 +1,216 @@
+"""MultiWOZ as the training stages see it: sequences to learn from, prompts to answer, replies to score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from morejax.tasks.multiwoz import rewards  # noqa: F401  (registers the streams)
+from morejax.tasks.multiwoz import tokenizer as vocabulary
+from morejax.tasks.multiwoz.examples import Example, Ids, Serialiser
+from morejax.tasks.multiwoz.records import Corpus, Dialogue, State
+from morejax.tasks.multiwoz.scorer import derive_scoring_data, score
+from morejax.tasks.streams import (
+    SampledBatch,
+    SampledTurn,
+    StackedStreams,
+    StreamContext,
+    compute_streams,
+    stack_streams,
+)
+
+Generate = Callable[[Sequence[Ids]], list[Ids]]
+"""Prompts in, replies out; the model, its parameters and the sampler are bound."""
+
+
+@dataclass(frozen=True)
+class TurnPrompts:
+    """The prompts of one system turn.
+
+    Attributes:
+        dialogue, turn: position in the corpus.
+        direct: what the policy reads, ending with `<response>`.
+        reasoned: what the scaffold reads: the same with dialogue acts before `<response>`.
+        reference: the corpus reply.
+        state: gold or predicted state.
+    """
+
+    dialogue: Dialogue
+    turn: int
+    direct: Ids
+    reasoned: Ids
+    reference: Ids
+    state: State
+
+
+class MultiwozTask:
+    """Corpus, tokenizer and streams in one place; holds no parameters.
+
+    Args:
+        corpus: parsed corpus.
+        serialiser: tokens of contexts and replies.
+        streams: names, objectives first.
+        context: what streams look at.
+    """
+
+    def __init__(self, corpus: Corpus, serialiser: Serialiser, streams: Sequence[str], context: StreamContext):
+        self.corpus, self.serialiser, self.streams, self.context = corpus, serialiser, tuple(streams), context
+        self.tokenizer = serialiser.tokenizer
+        self.track = serialiser.config.track
+
+    @property
+    def eos_id(self) -> int:
+        """Token that ends a reply."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def pad_id(self) -> int:
+        """Padding token."""
+        return int(self.tokenizer.pad_token_id)
+
+    @property
+    def drop_id(self) -> int:
+        """Token that hides a dropped one."""
+        return self.pad_id
+
+    def examples(self, splits: str, *, reasoned: bool = False) -> list[Example]:
+        """Sequences to learn from."""
+        return self.serialiser.examples(self.corpus.dialogues(splits), self.corpus.database, reasoned=reasoned)
+
+    def prompts(self, dialogue: Dialogue, states: Sequence[State] | None = None) -> list[TurnPrompts]:
+        """Direct and reasoned prompts of all turns of a dialogue, the history being the corpus's own.
+
+        Args:
+            dialogue: from the corpus.
+            states: per turn; the gold ones when None.
+        """
+        made = []
+        for index, turn in enumerate(dialogue.turns):
+            state = turn.state if states is None else states[index]
+            shared = dict(
+                earlier=[(t.user, t.delex) for t in dialogue.turns[:index]],
+                user=turn.user,
+                state=state,
+                db=self.serialiser.db_ids(state, self.corpus.database),
+                previous_state=dialogue.turns[index - 1].state if index else {},
+                where=f"dialogue {dialogue.id}, turn {index}",
+            )
+            acts = self.serialiser.acts_ids(turn.acts)
+            made.append(
+                TurnPrompts(
+                    dialogue,
+                    index,
+                    self.serialiser.prompt(**shared),
+                    self.serialiser.prompt(**shared, with_acts=acts),
+                    self.serialiser.reply_ids(turn.delex),
+                    state,
+                )
+            )
+        return made
+
+    def sampled(
+        self,
+        prompts: Sequence[TurnPrompts],
+        replies: Sequence[Ids],
+        lm_logp: np.ndarray | None = None,
+        natural: np.ndarray | None = None,
+    ) -> SampledBatch:
+        """Replies to whole dialogues as streams see them; prompts of a dialogue stand together, in order."""
+        dialogues: list[list[SampledTurn]] = []
+        for prompt, reply in zip(prompts, replies, strict=True):
+            if prompt.turn == 0:
+                dialogues.append([])
+            text = vocabulary.decode(self.tokenizer, reply)
+            turn = SampledTurn(prompt.dialogue, prompt.dialogue.turns[prompt.turn], text, reply, prompt.state)
+            dialogues[-1].append(turn)
+        return SampledBatch(tuple(map(tuple, dialogues)), lm_logp, natural)
+
+    def rewards(self, batch: SampledBatch, max_reply: int, context: StreamContext | None = None) -> StackedStreams:
+        """All streams as arrays."""
+        values = compute_streams(self.streams, batch, context or self.context)
+        return stack_streams(values, batch.lengths, max_reply)
+
+    def predict(self, splits: str, generate: Generate, generate_state: Generate | None = None, limit: int = 0):
+        """Predictions in the standard format for every dialogue of the splits.
+
+        On the policy track all turns are answered at once, from gold states and the corpus's own history. On the
+        end-to-end track turn follows turn: the state is generated from the predicted one before, and the history
+        holds the model's own replies.
+
+        Args:
+            splits: e.g. `dev`.
+            generate: answers prompts.
+            generate_state: writes states (end-to-end track).
+            limit: first dialogues only; 0 takes all.
+
+        Returns:
+            dialogue id -> one {"response", ...} per turn.
+        """
+        dialogues = self.corpus.dialogues(splits)
+        dialogues = dialogues[:limit] if limit else dialogues
+        if self.track == "policy":
+            prompts = [prompt for dialogue in dialogues for prompt in self.prompts(dialogue)]
+            replies = generate([prompt.direct for prompt in prompts])
+            out: dict[str, list[dict[str, Any]]] = {dialogue.id: [] for dialogue in dialogues}
+            for prompt, reply in zip(prompts, replies, strict=True):
+                out[prompt.dialogue.id].append({"response": vocabulary.decode(self.tokenizer, reply)})
+            return out
+        if generate_state is None:
+            raise ValueError("the end-to-end track needs generate_state")
+        return self._predict_end_to_end(dialogues, generate, generate_state)
+
+    def _predict_end_to_end(self, dialogues, generate: Generate, generate_state: Generate):
+        out: dict[str, list[dict[str, Any]]] = {dialogue.id: [] for dialogue in dialogues}
+        for index in range(max(len(dialogue.turns) for dialogue in dialogues)):
+            live = [dialogue for dialogue in dialogues if index < len(dialogue.turns)]
+            shared = [self._own_history(dialogue, out[dialogue.id]) for dialogue in live]
+            states = self.track_states(shared, generate_state)
+            prompts = [
+                self.serialiser.prompt(
+                    **context, state=state, db=self.serialiser.db_ids(state, self.corpus.database)
+                )
+                for context, state in zip(shared, states, strict=True)
+            ]
+            for dialogue, state, reply in zip(live, states, generate(prompts), strict=True):
+                text = vocabulary.decode(self.tokenizer, reply)
+                out[dialogue.id].append({"response": text, "state": state})
+        return out
+
+    def _own_history(self, dialogue: Dialogue, said: list[dict[str, Any]]) -> dict[str, Any]:
+        """Prompt arguments of the next turn when the system's earlier replies and states are the model's."""
+        earlier = [(turn.user, own["response"]) for turn, own in zip(dialogue.turns, said, strict=False)]
+        return dict(
+            earlier=earlier,
+            user=dialogue.turns[len(said)].user,
+            previous_state=said[-1]["state"] if said else {},
+            where=f"dialogue {dialogue.id}, turn {len(said)}",
+        )
+
+    def track_states(self, contexts: Sequence[dict[str, Any]], generate_state: Generate) -> list[State]:
+        """States that the model writes for prompt arguments without a state."""
+        prompts = [self.serialiser.prompt(**context, state=None) for context in contexts]
+        return [self.serialiser.parse_state(ids) for ids in generate_state(prompts)]
+
+    def corpus_history(self, dialogue: Dialogue) -> Iterator[dict[str, Any]]:
+        """Prompt arguments of every turn when history and the state before are the corpus's."""
+        for index, turn in enumerate(dialogue.turns):
+            yield dict(
+                earlier=[(t.user, t.delex) for t in dialogue.turns[:index]],
+                user=turn.user,
+                previous_state=dialogue.turns[index - 1].state if index else {},
+                where=f"dialogue {dialogue.id}, turn {index}",
+            )
+
+    def split_reasoned(self, ids: Ids) -> tuple[Ids, Ids]:
+        """Cut what the scaffold wrote at `<response>`: acts and reply."""
+        response = self.serialiser.token(vocabulary.RESPONSE)
+        cut = ids.index(response) if response in ids else len(ids)
+        return ids[:cut], ids[cut + 1 :] or (self.eos_id,)
+
+    def score(self, predictions: dict[str, list[dict[str, Any]]], splits: str) -> dict[str, Any]:
+        """The standard scorer's numbers of predictions on these splits."""
+        data = derive_scoring_data(self.corpus, splits).only(predictions)
+        return score(predictions, data, self.corpus.database)  # type: ignore[arg-type]

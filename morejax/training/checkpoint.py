@@ -1,0 +1,93 @@
+"""Checkpoints of a stage: arrays and a small JSON, written by Orbax in the background."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+
+class Checkpoints:
+    """The checkpoints of one stage, `<directory>/<step>/{state,meta}`.
+
+    Args:
+        directory: folder of the stage.
+        keep: how many of the newest to keep.
+    """
+
+    def __init__(self, directory: Path | str, keep: int = 2):
+        self.directory = Path(directory).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+        """Write a pytree of arrays and a JSON; returns as soon as the arrays are copied. Saving a step again is a no-op."""
+        if step == self.latest():
+            return
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        self._manager.save(step, args=arguments)
+
+    def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """Read a checkpoint back.
+
+        Args:
+            like: pytree of arrays (or of ShapeDtypeStructs with shardings) of the wanted structure and placement.
+            step: which one; the newest by default.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: its structure or shapes are not those of `like`.
+        """
+        step = self.latest() if step is None else step
+        if step is None:
+            raise FileNotFoundError(f"{self.directory}: no checkpoint here")
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(step, args=arguments)
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"{self.directory}/{step}: the checkpoint does not fit this configuration (was the model or the step "
+                f"changed since?): {error}"
+            ) from error
+        return restored["state"], restored["meta"]
+
+    def close(self) -> None:
+        """Wait for pending writes."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def save_params(directory: Path | str, params: Any, meta: dict[str, Any]) -> None:
+    """Write final parameters `directory/params` with a JSON beside them, complete or not at all."""
+    directory = Path(directory).absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory / "params", params, force=True)
+    (directory / "meta.json.part").write_text(json.dumps(meta, indent=1))
+    (directory / "meta.json.part").rename(directory / "meta.json")
+
+
+def load_params(directory: Path | str, like: Any) -> tuple[Any, dict[str, Any]]:
+    """Read what `save_params` wrote.
+
+    Raises:
+        FileNotFoundError: nothing is there, or it is incomplete.
+    """
+    directory = Path(directory).absolute()
+    if not (directory / "meta.json").is_file():
+        raise FileNotFoundError(
+            f"{directory}: no finished parameters here; run the stage that makes them first"
+        )
+    with ocp.StandardCheckpointer() as checkpointer:
+        params = checkpointer.restore(
+            directory / "params", jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        )
+    return params, json.loads((directory / "meta.json").read_text())

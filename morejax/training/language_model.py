@@ -1,0 +1,252 @@
+"""Maximum likelihood on the target spans of token sequences: the loop behind `supervised` and `scaffold`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx, struct
+
+from morejax.models.split import Params, merge
+from morejax.rollout import token_logp
+from morejax.training import batching
+from morejax.training.batching import SequenceBatch, Sequences
+from morejax.training.checkpoint import Checkpoints
+from morejax.training.interrupt import StopRequest
+from morejax.training.progress import Progress
+from morejax.training.writers import open_writers
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """Maximum-likelihood training."""
+
+    epochs: float = 2.0
+    """Passes over the examples; fractions are allowed."""
+    tokens_per_batch: int = 4096
+    """Tokens of a batch, padding included."""
+    learning_rate: float = 2e-3
+    """Peak of the warmup-cosine schedule."""
+    warmup: float = 0.05
+    """Share of the steps that warms up."""
+    weight_decay: float = 0.05
+    """AdamW's decay of matrices."""
+    token_dropout: float = 0.0
+    """Probability with which a context token is hidden."""
+    max_grad_norm: float = 1.0
+    """Global norm to which gradients are clipped."""
+    checkpoint_every: int = 200
+    """Steps between two checkpoints."""
+    log_every: int = 10
+    """Steps between two lines of the log."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "tokens_per_batch", "learning_rate", "max_grad_norm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+
+
+@struct.dataclass
+class LanguageModelState:
+    """Everything that training changes."""
+
+    params: Params
+    opt_state: optax.OptState
+    step: jax.Array
+
+
+def make_optimizer(config: LanguageModelConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW with warmup and cosine decay to a tenth; decay on matrices only."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0,
+        config.learning_rate,
+        max(1, int(config.warmup * steps)),
+        max(2, steps),
+        0.05 * config.learning_rate,
+    )
+    matrices = partial(
+        jax.tree_util.tree_map_with_path, lambda path, leaf: "kernel" in jax.tree_util.keystr(path)
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=config.weight_decay, mask=matrices),
+    )
+
+
+def target_loss(
+    graphdef: nnx.GraphDef, params: Params, tokens: jax.Array, mask: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mean negative log-likelihood of the targets, nats per token, and their number.
+
+    Args:
+        tokens, mask: i32[B, L], bool[B, L].
+        targets: bool[B, R], which of the last R tokens are predicted; the head runs on those positions only.
+    """
+    model = merge(graphdef, params)
+    span = targets.shape[1]
+    hidden = model.hidden(tokens, mask)[:, -span - 1 : -1]
+    logps = jax.nn.log_softmax(model.logits(hidden), axis=-1)
+    nll = -token_logp(logps, tokens[:, -span:])
+    count = targets.sum()
+    return jnp.where(targets, nll, 0.0).sum() / jnp.maximum(count, 1), count
+
+
+def compile_update(graphdef: nnx.GraphDef, tx: optax.GradientTransformation):
+    """(state, tokens, mask, targets) -> (state, loss, gradient norm), jitted, the state donated."""
+
+    @partial(jax.jit, donate_argnums=0)
+    def update(state: LanguageModelState, tokens, mask, targets):
+        def objective(params):
+            return target_loss(graphdef, params, tokens, mask, targets)[0]
+
+        loss, grads = jax.value_and_grad(objective)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        new = LanguageModelState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+        return new, loss, optax.global_norm(grads)
+
+    return update
+
+
+def evaluate_loss(
+    graphdef: nnx.GraphDef, params: Params, sequences: Sequences, config: LanguageModelConfig, pad: int
+):
+    """Mean negative log-likelihood per target token over all sequences, nats."""
+    loss_of = _compiled_loss(graphdef)
+    groups = batching.bucket(sequences, config.tokens_per_batch)
+    batches = batching.epoch_batches(sequences, groups, config.tokens_per_batch, seed=0, epoch=0, pad_id=pad)
+    parts = [loss_of(params, batch.tokens, batch.mask, batch.targets) for batch in batches]
+    losses, counts = np.array([[float(loss), float(count)] for loss, count in parts]).T
+    return float((losses * counts).sum() / counts.sum())
+
+
+@partial(jax.jit, static_argnums=0)
+def _loss(graphdef, params, tokens, mask, targets):
+    return target_loss(graphdef, params, tokens, mask, targets)
+
+
+def _compiled_loss(graphdef: nnx.GraphDef) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    return partial(_loss, graphdef)
+
+
+class NonFinite(FloatingPointError):
+    """A loss or gradient is NaN or infinite; the message names stage, step and what."""
+
+
+def fit(
+    stage: str,
+    graphdef: nnx.GraphDef,
+    params: Params,
+    train: Sequences,
+    dev: Sequences,
+    config: LanguageModelConfig,
+    *,
+    run_dir: Path,
+    seed: int,
+    pad_id: int,
+    drop_id: int,
+    stop: StopRequest,
+    place: Callable[[Any], Any] = lambda tree: tree,
+) -> tuple[Params, dict[str, float]]:
+    """Train on `train`, report the loss on `dev`; resumes from the stage's newest checkpoint.
+
+    Args:
+        stage: name in logs, metrics and checkpoints.
+        graphdef, params: the model.
+        train, dev: what to learn from and what to watch.
+        config: numbers.
+        run_dir: the run's folder.
+        seed: of the order of examples.
+        pad_id, drop_id: padding, and what hides a dropped token.
+        stop: flag of the signal handler.
+        place: puts host arrays on the devices (sharding of a batch).
+
+    Returns:
+        The trained parameters and {"dev_loss", "tokens", "seconds"}.
+
+    Raises:
+        NonFinite: loss or gradient is NaN or infinite; the last checkpoint is from before.
+        Interrupted: after a signal, once a checkpoint is written.
+    """
+    groups = batching.bucket(train, config.tokens_per_batch)
+    per_epoch = batching.batches_per_epoch(groups, config.tokens_per_batch)
+    steps = max(1, math.ceil(config.epochs * per_epoch))
+    tx = make_optimizer(config, steps)
+    # A copy: the state is donated, the caller keeps its parameters.
+    state = LanguageModelState(jax.tree.map(jnp.copy, params), tx.init(params), jnp.int32(0))
+    checkpoints = Checkpoints(run_dir / "checkpoints" / stage, keep=1)
+    start, restored = 0, None
+    if checkpoints.latest() is not None:
+        state, meta = checkpoints.restore(state)
+        start = restored = meta["step"]
+    update = compile_update(graphdef, tx)
+    batches = _from_step(train, groups, config, per_epoch, start, seed, pad_id, drop_id)
+    began, seen, shown, pending = time.monotonic(), 0, 0, None
+    with (
+        open_writers(run_dir, stage, restored_step=restored) as writer,
+        Progress(stage, steps, start=start) as bar,
+    ):
+        for step, batch in enumerate(itertools.islice(batches, steps - start), start + 1):
+            arrays = place((batch.tokens, batch.mask, batch.targets))
+            state, loss, norm = update(state, *arrays)
+            seen += batch.real_tokens
+            # Read the numbers of the step before: the device is never waited for.
+            if pending is not None:
+                _log(writer, stage, pending, config, steps, seen / (time.monotonic() - began))
+            pending = (step, loss, norm)
+            if step % config.log_every == 0 or step == steps:
+                bar.update(step, {"loss": float(loss)}, tokens=seen - shown)
+                shown = seen
+            if step % config.checkpoint_every == 0 or stop:
+                _check_finite(stage, step, loss, norm)
+                checkpoints.save(step, state, {"step": step})
+            if stop:
+                checkpoints.close()
+                stop.raise_if_set()
+        if pending is not None:
+            _log(writer, stage, pending, config, steps, seen / (time.monotonic() - began), last=True)
+        dev_loss = evaluate_loss(graphdef, state.params, dev, config, pad_id)
+        writer.scalars(steps, {"dev_loss": dev_loss})
+        bar.write(f"{stage}: dev loss {dev_loss:.4f} nats per target token after {steps} steps")
+    checkpoints.close()
+    return state.params, {"dev_loss": dev_loss, "tokens": float(seen), "steps": float(steps)}
+
+
+def _from_step(train, groups, config, per_epoch, start, seed, pad_id, drop_id) -> Iterator[SequenceBatch]:
+    for epoch in itertools.count(start // per_epoch):
+        skip = start % per_epoch if epoch == start // per_epoch else 0
+        yield from batching.epoch_batches(
+            train,
+            groups,
+            config.tokens_per_batch,
+            seed=seed,
+            epoch=epoch,
+            pad_id=pad_id,
+            drop=config.token_dropout,
+            drop_id=drop_id,
+            start=skip,
+        )
+
+
+def _log(writer, stage, pending, config, steps, rate, last=False) -> None:
+    step, loss, norm = pending
+    if step % config.log_every == 0 or step == 1 or last:
+        _check_finite(stage, step, loss, norm)
+        writer.scalars(step, {"loss": float(loss), "grad_norm": float(norm), "tokens_per_s": rate})
+
+
+def _check_finite(stage: str, step: int, loss: jax.Array, norm: jax.Array) -> None:
+    for what, value in (("loss", float(loss)), ("gradient norm", float(norm))):
+        if not math.isfinite(value):
+            raise NonFinite(
+                f"{stage}, step {step}: the {what} is {value}; lower --{stage}.learning-rate and --resume"
+            )
