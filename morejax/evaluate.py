@@ -21,12 +21,12 @@ from morejax.tasks.multiwoz.scorer import (
     score,
 )
 
-FORMAT = '{"sng0073": [{"response": "[name] is ...", "state": {...}, "active_domains": [...]}, ...], ...}'
+FORMAT = '{"sng0073": [{"response": "...", "state": {...}, "active_domains": [...]}, ...], ...}'
 
 _DESCRIPTION = """\
-Score delexicalised MultiWOZ replies: Inform, Success (in total and per domain), BLEU, Combined, lexical richness
-and, where every turn has a state, joint goal accuracy and slot F1. The numbers are those of the standard
-scorer.
+Score delexicalised MultiWOZ replies: Inform, Success (in total and per domain), BLEU, Combined, lexical
+richness and, where every turn has a state, joint goal accuracy and slot F1. The numbers are those of the
+standard scorer.
 """
 
 _EPILOG = f"""\
@@ -51,8 +51,8 @@ def evaluate_file(
 
     Args:
         path: JSON file in the standard format.
-        data_dir: corpus folder; ``scoring/SPLIT/`` is used where it exists, otherwise the same is derived from
-            the raw files.
+        data_dir: corpus folder; ``scoring/SPLIT/`` is used where it exists, otherwise the same is derived
+            from the raw files.
         split: ``dev``, ``test`` or any split of the corpus, also a part of dev such as ``select``.
         subset: leave out predicted dialogues that are not in the split, instead of refusing them.
 
@@ -86,18 +86,14 @@ def read_predictions(path: Path | str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ScoringError(f"{path}: not UTF-8 text at byte {error.start}; expected JSON {FORMAT}") from error
     except OSError as error:
-        raise ScoringError(
-            f"{path}: cannot be read ({error.strerror}); expected a JSON file {FORMAT}"
-        ) from error
+        raise ScoringError(f"{path}: cannot be read ({error.strerror}); expected a JSON file {FORMAT}") from error
     try:
         predictions = json.loads(content)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno} of {len(content)} characters"
         raise ScoringError(f"{path}: not valid JSON at {where} ({error.msg}); expected {FORMAT}") from error
     if not isinstance(predictions, dict):
-        raise ScoringError(
-            f"{path}: the outermost value is a {type(predictions).__name__}; expected {FORMAT}"
-        )
+        raise ScoringError(f"{path}: the outermost value is a {type(predictions).__name__}; expected {FORMAT}")
     return predictions
 
 
@@ -160,12 +156,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="DIR",
         help="corpus folder; DIR/scoring/SPLIT is used where it exists, otherwise the raw files",
     )
-    parser.add_argument(
-        "--split", default="test", help="test (default), dev, or a part of dev such as select"
-    )
-    parser.add_argument(
-        "--subset", action="store_true", help="leave out predicted dialogues that are not in the split"
-    )
+    parser.add_argument("--split", default="test", help="test (default), dev, or a part of dev such as select")
+    parser.add_argument("--subset", action="store_true", help="leave out predicted dialogues that are not in the split")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     return parser.parse_args(arguments)
 

@@ -64,9 +64,7 @@ class SampledBatch:
         for name in ("lm_logp", "natural"):
             values = getattr(self, name)
             if values is not None and np.shape(values) != (len(self.turns),):
-                raise ValueError(
-                    f"SampledBatch.{name} has shape {np.shape(values)}, expected ({len(self.turns)},)"
-                )
+                raise ValueError(f"SampledBatch.{name} has shape {np.shape(values)}, expected ({len(self.turns)},)")
         for turn in self.turns:
             if not turn.tokens:
                 where = f"dialogue {turn.dialogue.id}, turn {turn.turn.index}"
@@ -261,8 +259,7 @@ def _checked(stream: Stream, batch: SampledBatch, context: StreamContext) -> Str
     if dense is not None:
         if dense.ndim != 2 or dense.shape[0] != turns or dense.shape[1] > longest:
             raise ValueError(
-                f"stream {stream.name!r}: token_reward has shape {dense.shape}, "
-                f"expected ({turns}, at most {longest})"
+                f"stream {stream.name!r}: token_reward has shape {dense.shape}, expected ({turns}, at most {longest})"
             )
         _check_finite(stream, "token_reward", dense, batch)
     return values

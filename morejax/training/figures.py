@@ -12,9 +12,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from morejax.training.plotting import (
@@ -43,6 +43,7 @@ from morejax.training.plotting import (
 
 __all__ = [
     "constraints_figure",
+    "evaluation_figure",
     "kl_entropy_figure",
     "multipliers_figure",
     "norms_figure",
@@ -87,9 +88,7 @@ def multipliers_figure(metrics: Metrics) -> Figure | None:
     if violations:
         draw_lines(axes[1], metrics, {name: f"constraint/{name}/violation" for name in violations}, raw=False)
         axes[1].axhline(0, color=INK, linewidth=0.8)
-        axes[1].set(
-            title="Violations (above 0: not met)", xlabel=ITERATION, ylabel="threshold − moving average of J"
-        )
+        axes[1].set(title="Violations (above 0: not met)", xlabel=ITERATION, ylabel="threshold − moving average of J")
     return figure
 
 
@@ -143,6 +142,23 @@ def norms_figure(metrics: Metrics) -> Figure | None:
         axis.set(title="Gradient norms", xlabel=ITERATION, ylabel="norm (log scale)")
     if streams:
         _draw_matrix(next(places), streams, cosines)
+    return figure
+
+
+@styled
+def evaluation_figure(metrics: Metrics) -> Figure | None:
+    """Standard scores of the policy on the selection split, each time that PPO stopped to measure them."""
+    names = {"inform": "Inform (%)", "success": "Success (%)", "bleu": "BLEU", "combined": "Combined"}
+    names = {key: title for key, title in names.items() if len(series(metrics, f"eval/{key}")[0])}
+    if not names:
+        return None
+    figure, axes = panels(len(names), columns=4, height=2.3)
+    for axis, (key, title) in zip(axes, names.items(), strict=True):
+        steps, values = series(metrics, f"eval/{key}")
+        plot_line(axis, steps, values, OKABE_ITO[0], linewidth=1.6, marker="o", markersize=3)
+        mark_last(axis, steps, values, OKABE_ITO[0])
+        axis.margins(x=0.04, y=0.12)
+        axis.set(title=title, xlabel=ITERATION)
     return figure
 
 
@@ -234,7 +250,7 @@ def score_figure(scores: Sequence[Mapping[str, Any]], split: str | None = None) 
         colours = [SYSTEM_COLOURS.get(row["system"], OKABE_ITO[-1]) for row in rows]
         bars = axis.barh(range(len(rows)), [row[name] for row in rows], 0.72, color=colours)
         axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8.5, color=INK)
-        axis.set_yticks(range(len(rows)), [SYSTEM_LABELS.get(row["system"], row["system"]) for row in rows])
+        axis.set_yticks(range(len(rows)), [str(SYSTEM_LABELS.get(row["system"], row["system"])) for row in rows])
         axis.set(title=title, xticks=[], xlim=(0, 1.22 * max(row[name] for row in rows) or 1))
         axis.tick_params(axis="y", length=0, labelleft=axis is axes[0])
         axis.spines[["bottom", "left"]].set_visible(False)
@@ -311,18 +327,17 @@ def _ema_of(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _draw_matrix(axis: Axes, names: Sequence[str], matrix: np.ndarray) -> None:
     """Cosines as a table of coloured cells with their numbers: orange against, blue along."""
-    cmap = matplotlib.colors.LinearSegmentedColormap.from_list(
-        "cosine", [OKABE_ITO[1], "#f4f4f2", OKABE_ITO[0]]
-    )
-    cmap.set_bad("#00000000")
-    axis.imshow(matrix, cmap=cmap, vmin=-1, vmax=1)
+    cmap = LinearSegmentedColormap.from_list("cosine", [OKABE_ITO[1], "#f4f4f2", OKABE_ITO[0]])
+    # Cells as shapes, not as an image: they stay sharp at any size and need no embedded bitmap.
+    cells = np.ma.masked_invalid(matrix)
+    axis.pcolormesh(np.arange(len(names)), np.arange(len(names)), cells, cmap=cmap, vmin=-1, vmax=1, shading="nearest")
+    axis.set(aspect="equal", anchor="W")
+    axis.invert_yaxis()
     for (row, column), value in np.ndenumerate(matrix):
         if math.isfinite(value):
             colour = "white" if abs(value) > 0.6 else "#222222"
             axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color=colour)
-    axis.set_xticks(
-        range(len(names)), [words(name) for name in names], rotation=35, ha="right", rotation_mode="anchor"
-    )
+    axis.set_xticks(range(len(names)), [words(name) for name in names], rotation=35, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(len(names)), [words(name) for name in names])
     axis.set_title("Gradient cosines, last iteration")
     axis.grid(visible=False)
@@ -330,9 +345,7 @@ def _draw_matrix(axis: Axes, names: Sequence[str], matrix: np.ndarray) -> None:
     axis.spines[:].set_visible(False)
 
 
-def _draw_loss(
-    axis: Axes, metrics: Metrics, key: str, label: str, colour: str
-) -> tuple[float, str, str] | None:
+def _draw_loss(axis: Axes, metrics: Metrics, key: str, label: str, colour: str) -> tuple[float, str, str] | None:
     steps, values = series(metrics, key)
     if not len(steps):
         return None
@@ -340,9 +353,7 @@ def _draw_loss(
     if not held_out:
         plot_line(axis, steps, values, colour, linewidth=0.7, alpha=0.3)
     shown = values if held_out else smooth(values)
-    plot_line(
-        axis, steps, shown, colour, linewidth=1.8, **({"marker": "o", "markersize": 3} if held_out else {})
-    )
+    plot_line(axis, steps, shown, colour, linewidth=1.8, **({"marker": "o", "markersize": 3} if held_out else {}))
     axis.margins(x=0.02)
     return float(shown[-1]), f"{label} {shown[-1]:.3f}", colour
 

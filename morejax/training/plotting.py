@@ -19,6 +19,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Annotation
 
 Metrics = Mapping[str, np.ndarray]
 P = ParamSpec("P")
@@ -30,7 +32,7 @@ _MAX_POINTS = 500
 _MAX_RAW = 4  # with more streams in a panel, raw lines would hide the smoothed ones
 _LINE_END, _LINE_END_DOT = "line-end", "line-end-dot"
 _LABEL_SIZE = 8.5
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
     "axes.titlesize": 10.0,
@@ -84,9 +86,7 @@ def objectives_of(metrics: Metrics) -> list[str]:
 
 def stream_colours(metrics: Metrics) -> dict[str, str]:
     """Stream -> colour, constraints first."""
-    streams = dict.fromkeys(
-        constraints_of(metrics) + objectives_of(metrics) + names_of(metrics, "grad_norm/*")
-    )
+    streams = dict.fromkeys(constraints_of(metrics) + objectives_of(metrics) + names_of(metrics, "grad_norm/*"))
     return {name: OKABE_ITO[index % len(OKABE_ITO)] for index, name in enumerate(streams)}
 
 
@@ -115,9 +115,7 @@ def last_cosines(metrics: Metrics) -> tuple[list[str], np.ndarray]:
     Returns:
         Names [n] and f[n, n] with ones on the diagonal and NaN for pairs never logged.
     """
-    pairs = [
-        tuple(key.split("/")[1:]) for key in metrics if key.startswith("cosine/") and key.count("/") == 2
-    ]
+    pairs = [tuple(key.split("/")[1:]) for key in metrics if key.startswith("cosine/") and key.count("/") == 2]
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     matrix = np.full((len(names), len(names)), np.nan)
     np.fill_diagonal(matrix, 1.0)
@@ -148,9 +146,7 @@ def save_figure(figure: Figure, path: Path | str, *, dpi: int = 150) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(_STYLE):
-        figure.savefig(
-            path, dpi=dpi, facecolor="white", metadata={"Date": None} if path.suffix == ".svg" else None
-        )
+        figure.savefig(path, dpi=dpi, facecolor="white", metadata={"Date": None} if path.suffix == ".svg" else None)
     return path
 
 
@@ -167,20 +163,17 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
         ``--grid``.
     """
     buffer = io.StringIO()
-    with matplotlib.rc_context(
-        {**_STYLE, "svg.hashsalt": name}
-    ):  # the same run gives the same page, byte for byte
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):  # the same run gives the same page, byte for byte
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'\bd="[^"]*"', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), text)  # hundredths do
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
     text = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{name}-\1"', text)
     width = round(106 * figure.get_figwidth())
     opening = f'role="img" aria-label="{html.escape(description)}" style="max-width:{width}px"'
-    text = re.sub(
-        r"<svg [^>]*?(viewBox=\S[^\"]+\")[^>]*>", lambda match: f"<svg {match[1]} {opening}>", text, count=1
-    )
+    text = re.sub(r"<svg [^>]*?(viewBox=\S[^\"]+\")[^>]*>", lambda match: f"<svg {match[1]} {opening}>", text, count=1)
     return (
         text.replace(INK, "currentColor")
         .replace(GRID, "var(--grid)")
@@ -195,10 +188,9 @@ def panels(
     """A figure with ``count`` panels in a grid; sizes in inches, 9 is as wide as a README."""
     columns = columns or (2 if count == 4 else min(3, count))
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(width, height * rows + 0.2), layout="constrained")
+    figure = Figure(figsize=(width, height * rows + 0.2), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     FigureCanvasAgg(figure)
     axes = [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # inches
     return figure, axes
 
 
@@ -255,30 +247,26 @@ def mark_last(axis: Axes, steps: np.ndarray, values: np.ndarray, colour: str) ->
     if not len(steps):
         return
     axis.plot(steps[-1], values[-1], "o", color=colour, markersize=4)
-    place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+    place: dict[str, Any] = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
     axis.annotate(f"{values[-1]:.3g}", (steps[-1], values[-1]), fontsize=_LABEL_SIZE, weight="bold", **place)
 
 
 def label_ends(axis: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """Name each line at the right of the panel; :func:`_place_line_ends` moves the names apart."""
     for height, label, colour in ends:
-        style = {
-            "xycoords": ("axes fraction", "data"),
-            "va": "center",
-            "fontsize": _LABEL_SIZE,
-            "annotation_clip": False,
-        }
-        offset = {"textcoords": "offset points"}
-        axis.annotate("●", (1.0, height), xytext=(4, 0), color=colour, gid=_LINE_END_DOT, **style, **offset)
-        axis.annotate(label, (1.0, height), xytext=(13, 0), color=INK, gid=_LINE_END, **style, **offset)
+        style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": _LABEL_SIZE}
+        style |= {"xycoords": ("axes fraction", "data"), "annotation_clip": False}
+        axis.annotate("●", (1.0, height), xytext=(4, 0), color=colour, gid=_LINE_END_DOT, **style)
+        axis.annotate(label, (1.0, height), xytext=(13, 0), color=INK, gid=_LINE_END, **style)
 
 
 def _place_line_ends(figure: Figure) -> None:
     """Once the axes have their final limits and sizes, move names apart where they would overlap."""
     figure.draw_without_rendering()
     for axis in figure.axes:
-        names = [text for text in axis.texts if text.get_gid() == _LINE_END]
-        dots = [text for text in axis.texts if text.get_gid() == _LINE_END_DOT]
+        notes = [text for text in axis.texts if isinstance(text, Annotation)]
+        names = [note for note in notes if note.get_gid() == _LINE_END]
+        dots = [note for note in notes if note.get_gid() == _LINE_END_DOT]
         if not names:
             continue
         to_axes = axis.transData + axis.transAxes.inverted()

@@ -138,11 +138,7 @@ def _command(config: Mapping[str, Any]) -> str:
 def _headline(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The final system's four numbers, each with its distance to the supervised system on the same split."""
     before = next(
-        (
-            row
-            for row in results["scores"]
-            if row["system"] == "supervised" and row["split"] == results["split"]
-        ),
+        (row for row in results["scores"] if row["system"] == "supervised" and row["split"] == results["split"]),
         None,
     )
     final = next((row for row in reversed(results["scores"]) if row["split"] == results["split"]), None)
@@ -174,9 +170,7 @@ def _score_tables(results: Mapping[str, Any], board: Sequence[Any]) -> list[dict
                 **_extra_columns(rows),
             }
         )
-    main = next(
-        (table for table in tables if table["split"] == results["split"]), tables[-1] if tables else None
-    )
+    main = next((table for table in tables if table["split"] == results["split"]), tables[-1] if tables else None)
     if main is not None:
         main["board"] = list(board)
     return sorted(tables, key=lambda table: table is not main)
@@ -198,9 +192,7 @@ def _domain_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "domain": domain,
-            "cells": [
-                tuple(group.get(kind, {}).get(domain) for kind in ("inform", "success")) for group in groups
-            ],
+            "cells": [tuple(group.get(kind, {}).get(domain) for kind in ("inform", "success")) for group in groups],
         }
         for domain in sorted(domains)
     ]
@@ -227,6 +219,7 @@ def _draw(run_dir: Path, results: Mapping[str, Any]) -> dict[str, Markup]:
         ),
         "constraints": (figures.constraints_figure(ppo), "Each constraint's J against its threshold"),
         "multipliers": (figures.multipliers_figure(ppo), "Multipliers and violations of the constraints"),
+        "evaluations": (figures.evaluation_figure(ppo), "Standard scores during PPO"),
         "weights": (figures.weights_figure(ppo), "Objective weights and gradient shares"),
         "objectives": (figures.objectives_figure(ppo), "J of each objective"),
         "norms": (figures.norms_figure(ppo), "Gradient norms and cosines"),
@@ -250,10 +243,9 @@ def _heads(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "reward_heads.json"
     if not path.is_file():
         return {}
-    heads = _read_json(path)
-    for name, head in heads.items():
-        if not isinstance(head, dict):
-            raise ValueError(f"{path}: {name!r} holds {head!r}; expected an object for each head")
+    heads = {name: head for name, head in _read_json(path).items() if isinstance(head, dict) and "accuracy" in head}
+    if not heads:
+        raise ValueError(f'{path}: no head in it; expected {{head: {{"accuracy": ..., "bins": [...]}}}}')
     return heads
 
 
@@ -267,10 +259,7 @@ def _timings(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     timings = results.get("timings") or {}
     total = sum(timings.values()) or 1.0
     rows = [{"stage": stage, "seconds": seconds} for stage, seconds in timings.items()]
-    return [
-        {**row, "share": 100 * row["seconds"] / total, "text": format_duration(row["seconds"])}
-        for row in rows
-    ]
+    return [{**row, "share": 100 * row["seconds"] / total, "text": format_duration(row["seconds"])} for row in rows]
 
 
 # -- plumbing
@@ -308,9 +297,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: not valid JSON ({error}); the run may have been cut off while writing it"
-        ) from error
+        raise ValueError(f"{path}: not valid JSON ({error}); the run may have been cut off while writing it") from error
 
 
 def _check_results(path: Path, results: Mapping[str, Any]) -> None:
@@ -323,9 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: rebuild the report of each run folder named."""
     folders = list(sys.argv[1:] if arguments is None else arguments)
     if not folders or folders[0] in ("-h", "--help"):
-        print(
-            "usage: python -m morejax.training.report RUN_DIR [RUN_DIR ...]\n\nRebuilds RUN_DIR/report.html."
-        )
+        print("usage: python -m morejax.training.report RUN_DIR [RUN_DIR ...]\n\nRebuilds RUN_DIR/report.html.")
         return 0 if folders else 2
     for folder in folders:
         try:

@@ -230,7 +230,7 @@ def read_metrics(path: Path | str, stage: str | None = None) -> dict[str, np.nda
         raise FileNotFoundError(f"{path}: no such file; expected the metrics.jsonl that a run writes")
     records = [record for _, record in _lines(path) if stage is None or record["stage"] == stage]
     names = dict.fromkeys(name for record in records for name in record if name not in _RESERVED)
-    columns = {"step": np.array([record["step"] for record in records], dtype=np.int64)}
+    columns: dict[str, np.ndarray] = {"step": np.array([record["step"] for record in records], dtype=np.int64)}
     if stage is None:
         columns["stage"] = np.array([record["stage"] for record in records], dtype=str)
     for name in names:
@@ -269,11 +269,7 @@ def _as_number(name: str, value: Any) -> int | float:
         return int(array.item())
     # str(float32) is the shortest decimal that reads back as the same float32: 0.1 and not
     # 0.10000000149011612.
-    return (
-        float(str(array.item()))
-        if array.dtype == np.float64
-        else float(str(array.reshape(()).astype(np.float32)))
-    )
+    return float(str(array.item())) if array.dtype == np.float64 else float(str(array.reshape(()).astype(np.float32)))
 
 
 def _json_number(value: int | float) -> int | float | str:
@@ -292,9 +288,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}:{number}: not valid JSON ({error}); expected one object a line"
-            ) from error
+            raise ValueError(f"{path}:{number}: not valid JSON ({error}); expected one object a line") from error
         if not isinstance(record, dict) or not all(name in record for name in _RESERVED):
             raise ValueError(
                 f"{path}:{number}: found {line.strip()[:80]!r}, expected an object with 'stage' and 'step'"

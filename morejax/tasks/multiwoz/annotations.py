@@ -51,16 +51,14 @@ def parse_goal(raw: Any, where: str, schema: Schema) -> Goal:
         raise CorpusError(f"{where}: found {brief(raw)}, expected an object domain -> goal")
     for domain in raw:
         if domain not in schema.services:
-            raise CorpusError(
-                f"{where}: found unknown domain {domain!r}, expected {', '.join(schema.services)}"
-            )
+            raise CorpusError(f"{where}: found unknown domain {domain!r}, expected {', '.join(schema.services)}")
     return {domain: _parse_domain_goal(goal, f"{where}, {domain}") for domain, goal in raw.items()}
 
 
 def _parse_domain_goal(raw: Any, where: str) -> DomainGoal:
-    informable = field(raw, "informable", (dict, list), where) or {}
     requestable = field(raw, "requestable", list, where)
-    if not isinstance(informable, dict) or not all(isinstance(value, str) for value in informable.values()):
+    informable = {} if raw.get("informable") == [] else field(raw, "informable", dict, where)
+    if not all(isinstance(value, str) for value in informable.values()):
         raise CorpusError(f"{where}: found constraints {brief(informable)}, expected slot -> string")
     if not all(isinstance(slot, str) for slot in requestable):
         raise CorpusError(f"{where}: found requests {brief(requestable)}, expected strings")
@@ -78,11 +76,7 @@ def parse_acts(raw: Mapping[str, Any], where: str) -> tuple[Act, ...]:
     acts = []
     for name, pairs in raw.items():
         domain, dash, intent = name.lower().partition("-")
-        if (
-            not dash
-            or not isinstance(pairs, list)
-            or not all(isinstance(pair, list) and pair for pair in pairs)
-        ):
+        if not dash or not isinstance(pairs, list) or not all(isinstance(pair, list) and pair for pair in pairs):
             found = f"found act {name!r}: {brief(pairs)}"
             raise CorpusError(f"{where}: {found}, expected 'Domain-Intent': [[slot, value], ...]")
         slots = dict.fromkeys(str(pair[0]).lower() for pair in pairs)
@@ -108,9 +102,7 @@ def parse_spans(raw: list[Any], text: str, where: str, counts: Counter[str]) -> 
     return spans
 
 
-def parse_frames(
-    frames: list[Any], where: str, schema: Schema, counts: Counter[str]
-) -> tuple[State, tuple[str, ...]]:
+def parse_frames(frames: list[Any], where: str, schema: Schema, counts: Counter[str]) -> tuple[State, tuple[str, ...]]:
     """State and requested slots of a user turn.
 
     Args:
@@ -143,22 +135,16 @@ def parse_frames(
 
 def _checked_values(slot_values: Any, where: str, schema: Schema) -> Mapping[str, list[str]]:
     if not isinstance(slot_values, dict):
-        raise CorpusError(
-            f"{where}: found slot_values {brief(slot_values)}, expected an object slot -> values"
-        )
+        raise CorpusError(f"{where}: found slot_values {brief(slot_values)}, expected an object slot -> values")
     for name, listed in slot_values.items():
         if not schema.has_slot(name):
-            raise CorpusError(
-                f"{where}: found unknown slot {name!r} in the state, expected one of schema.json"
-            )
+            raise CorpusError(f"{where}: found unknown slot {name!r} in the state, expected one of schema.json")
         if not isinstance(listed, list) or not listed or not isinstance(listed[0], str):
-            raise CorpusError(
-                f"{where}: found {name} = {brief(listed)}, expected a non-empty list of strings"
-            )
+            raise CorpusError(f"{where}: found {name} = {brief(listed)}, expected a non-empty list of strings")
     return slot_values
 
 
-def field(mapping: Any, key: str, kind: type[T] | tuple[type, ...], where: str) -> T:
+def field(mapping: Any, key: str, kind: type[T], where: str) -> T:
     """``mapping[key]`` if it is of that kind.
 
     Raises:
@@ -166,9 +152,8 @@ def field(mapping: Any, key: str, kind: type[T] | tuple[type, ...], where: str) 
     """
     value = mapping.get(key) if isinstance(mapping, dict) else None
     if not isinstance(value, kind):
-        names = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
         found = brief(value) if isinstance(mapping, dict) else f"nothing in {brief(mapping)}"
-        raise CorpusError(f"{where}: found {key!r} = {found}, expected a {names}")
+        raise CorpusError(f"{where}: found {key!r} = {found}, expected a {kind.__name__}")
     return value
 
 

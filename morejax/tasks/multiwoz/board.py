@@ -50,8 +50,7 @@ class BoardRow:
 
 
 REFERENCE_CORPUS = {
-    track: BoardRow("Reference corpus", track, None, 93.7, 90.9, False, 14.00, 3.01, 1407, 23877)
-    for track in TRACKS
+    track: BoardRow("Reference corpus", track, None, 93.7, 90.9, False, 14.00, 3.01, 1407, 23877) for track in TRACKS
 }
 
 POLICY_ROWS = (

@@ -61,8 +61,7 @@ PLACEHOLDER_SPELLINGS: dict[str, tuple[str, ...]] = {
     "DEPARTMENT": ("department", "value_department", "hospital_department"),
     "OPEN": ("openhours",),
 }  # fmt: skip
-"""Unified upper-case placeholder -> lower-case spellings that stand for it; every other spelling is
-dropped."""
+"""Unified upper-case placeholder -> lower-case spellings that stand for it; all others are dropped."""
 
 UNIFIED_PLACEHOLDER: dict[str, str] = {
     spelling: unified for unified, spellings in PLACEHOLDER_SPELLINGS.items() for spelling in spellings

@@ -152,14 +152,10 @@ class _Table:
             return _union(rows for entry, rows in values.items() if entry == "?" or minutes(entry) <= latest)
         if column == "leave":
             earliest = minutes(value)
-            return _union(
-                rows for entry, rows in values.items() if entry == "?" or minutes(entry) >= earliest
-            )
+            return _union(rows for entry, rows in values.items() if entry == "?" or minutes(entry) >= earliest)
         if column in self._fuzzy:
             return _union(
-                rows
-                for entry, rows in values.items()
-                if entry == "?" or partial_ratio(entry, value) >= FUZZY_THRESHOLD
+                rows for entry, rows in values.items() if entry == "?" or partial_ratio(entry, value) >= FUZZY_THRESHOLD
             )
         return values.get("?", 0) | values.get(value, 0)
 
@@ -167,9 +163,10 @@ class _Table:
 def _rows_by_value(column: str, records: Sequence[Record]) -> dict[str, int]:
     rows: dict[str, int] = {}
     for i, record in enumerate(records):
-        # The release misspells a type ("mutliple sports"); the standard's copy of the database has it right.
-        value = TYPES.get(record.get(column), record.get(column)) if column == "type" else record.get(column)
+        value = record.get(column)
         if isinstance(value, str):
+            # The release misspells a type ("mutliple sports"); the standard's copy of the database has it right.
+            value = TYPES.get(value, value) if column == "type" else value
             rows[value] = rows.get(value, 0) | 1 << i
     return rows
 

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,9 +60,7 @@ def load_corpus(root: str | Path, *, cache_dir: str | Path | None = None) -> Cor
         try:
             return _load(files, folder)
         except Exception as error:  # whatever is wrong with a derived file, rebuilding it is the answer
-            logger.warning(
-                "%s: damaged corpus cache (%s: %s), rebuilding it", folder, type(error).__name__, error
-            )
+            logger.warning("%s: damaged corpus cache (%s: %s), rebuilding it", folder, type(error).__name__, error)
             shutil.rmtree(folder, ignore_errors=True)
     corpus = reader.read_corpus(root)
     try:
@@ -157,8 +155,7 @@ def _load(files: Layout, folder: Path) -> Corpus:
     with reader.collector_paused(), _quiet_datasets():
         bases = {split: tuple(_read_dialogues(folder / split, split)) for split in index["splits"]}
     services = {
-        name: {slot: tuple(values) for slot, values in slots.items()}
-        for name, slots in index["schema"].items()
+        name: {slot: tuple(values) for slot, values in slots.items()} for name, slots in index["schema"].items()
     }
     return reader.assemble(files, bases, reader.read_parts(files), Schema(services), index["skipped"])
 
@@ -166,12 +163,11 @@ def _load(files: Layout, folder: Path) -> Corpus:
 def _digests(folder: Path) -> dict[str, str]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != INDEX_FILE)
     return {
-        str(path.relative_to(folder)): hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-        for path in paths
+        str(path.relative_to(folder)): hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() for path in paths
     }
 
 
-def _columns(dialogues: Iterable[Dialogue]) -> Mapping[str, list[str]]:
+def _columns(dialogues: Iterable[Dialogue]) -> dict[str, list[str]]:
     columns: dict[str, list[str]] = {"dialogue_id": [], "goal": [], "turns": []}
     for dialogue in dialogues:
         columns["dialogue_id"].append(dialogue.id)
@@ -181,7 +177,7 @@ def _columns(dialogues: Iterable[Dialogue]) -> Mapping[str, list[str]]:
 
 
 def _read_dialogues(folder: Path, split: str) -> Iterator[Dialogue]:
-    table = datasets.load_from_disk(str(folder))
+    table: Any = datasets.load_from_disk(str(folder))
     for key, goal, turns in zip(table["dialogue_id"], table["goal"], table["turns"], strict=True):
         yield Dialogue(key, split, tuple(_turn(values) for values in json.loads(turns)), json.loads(goal))
 

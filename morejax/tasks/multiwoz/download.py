@@ -71,11 +71,7 @@ class RemoteFile:
 
 def release_files() -> tuple[RemoteFile, ...]:
     """Every file of the corpus, the small ones first so that a wrong base URL shows at once."""
-    names = [
-        f"{split}/dialogues_{n:03d}.json"
-        for split, count in _DIALOGUE_FILES.items()
-        for n in range(1, count + 1)
-    ]
+    names = [f"{split}/dialogues_{n:03d}.json" for split, count in _DIALOGUE_FILES.items() for n in range(1, count + 1)]
     dialogues = [f"MultiWOZ_2.2/{name}" for name in ("schema.json", *names, "dialog_acts.json")]
     databases = [f"db/{domain}_db.json" for domain in _DATABASES]
     return (
@@ -114,9 +110,7 @@ def download(
     folder = Path(to).expanduser()
     missing = [file for file in wanted if not _is_complete(folder / file.local, file)]
     fetched = []
-    with tqdm(
-        total=len(wanted), initial=len(wanted) - len(missing), unit="file", disable=not progress
-    ) as bar:
+    with tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit="file", disable=not progress) as bar:
         for file in missing:
             bar.set_postfix_str(file.local)
             fetched.append(_fetch(file, folder / file.local, base_url.rstrip("/"), attempts, sleep, progress))
@@ -179,9 +173,7 @@ def _receive(response: HTTPResponse, part: Path, have: int, progress: bool) -> b
     continued = response.status == 206 and _range_start(response) == have
     if have and response.status == 206 and not continued:
         part.unlink()
-        raise _Interrupted(
-            f"server sent range {response.headers['Content-Range']!r}, expected it to start at {have}"
-        )
+        raise _Interrupted(f"server sent range {response.headers['Content-Range']!r}, expected it to start at {have}")
     start = have if continued else 0
     announced = response.headers["Content-Length"]
     total = start + int(announced) if announced else None
@@ -217,9 +209,7 @@ def _handle_status(error: urllib.error.HTTPError, url: str, part: Path, have: in
         if total == str(have):
             return True
         part.unlink()
-        raise _Interrupted(
-            f"partial file of {have} bytes does not fit the server's file of {total or 'unknown'} bytes"
-        )
+        raise _Interrupted(f"partial file of {have} bytes does not fit the server's file of {total or 'unknown'} bytes")
     if error.code in _TEMPORARY_STATUS:
         raise _Interrupted(f"HTTP status {error.code} ({error.reason})")
     raise DownloadError(
@@ -237,10 +227,8 @@ def _finish(url: str, part: Path, path: Path, file: RemoteFile, continued: bool)
         part.unlink()
         if continued:  # the earlier bytes may be of another version: one fetch of the whole file decides
             raise _Interrupted(f"{len(content)} continued bytes are not JSON") from error
-        raise DownloadError(
-            f"{url} -> {path}: {len(content)} bytes arrived, expected JSON ({error})"
-        ) from error
-    if not _is_json(content):
+        raise DownloadError(f"{url} -> {path}: {len(content)} bytes arrived, expected JSON ({error})") from error
+    if file.is_database and not _is_json(content):
         logger.info("%s: the public file is not JSON as it stands; mended", path)
         part.write_text(json.dumps(value, ensure_ascii=False))
     with part.open("rb") as written:
@@ -266,9 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m morejax.tasks.multiwoz.download",
         description="Fetch the public MultiWOZ 2.2 files (MIT licence). Run it again to continue.",
     )
-    parser.add_argument(
-        "--to", metavar="DIR", required=True, help="folder to write; later the value of --data-dir"
-    )
+    parser.add_argument("--to", metavar="DIR", required=True, help="folder to write; later the value of --data-dir")
     parser.add_argument(
         "--base-url",
         metavar="URL",

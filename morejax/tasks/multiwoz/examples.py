@@ -285,9 +285,7 @@ class Serialiser:
         return self.config.max_state + DATABASE_TOKENS + 1 + (0 if acts is None else 1 + len(acts))
 
     def _dialogue_ids(self, earlier: Sequence[tuple[str, str]], user: str, budget: int) -> Ids:
-        utterances = [
-            (role, text) for u, r in earlier for role, text in ((vocabulary.USER, u), (vocabulary.SYSTEM, r))
-        ]
+        utterances = [(role, text) for u, r in earlier for role, text in ((vocabulary.USER, u), (vocabulary.SYSTEM, r))]
         recent = [*utterances, (vocabulary.USER, user)][-self.config.history :]
         segments = [(self._id[role], *self.text_ids(text)) for role, text in recent]
         kept, size = [], 0
@@ -311,9 +309,7 @@ class Serialiser:
 
     def _count(self, **more: int) -> None:
         if any(more.values()):
-            self.stats = replace(
-                self.stats, **{name: getattr(self.stats, name) + n for name, n in more.items()}
-            )
+            self.stats = replace(self.stats, **{name: getattr(self.stats, name) + n for name, n in more.items()})
 
     # Examples
 
@@ -331,9 +327,7 @@ class Serialiser:
         dialogues = list(dialogues)
         self.warm(text for d in dialogues for t in d.turns for text in (t.user, t.delex))
         self.warm(v for d in dialogues for t in d.turns for slots in t.state.values() for v in slots.values())
-        made = [
-            self.example(d, t, database, reasoned=reasoned) for d in dialogues for t in range(len(d.turns))
-        ]
+        made = [self.example(d, t, database, reasoned=reasoned) for d in dialogues for t in range(len(d.turns))]
         self._count(examples=len(made))
         return made
 

@@ -59,9 +59,7 @@ def parse_json(content: bytes, where: Path | str) -> Any:
     except UnicodeDecodeError as error:
         raise CorpusError(f"{where}: not UTF-8 text at byte {error.start}, expected JSON") from error
     except json.JSONDecodeError as error:
-        raise CorpusError(
-            f"{where}: {_describe(error, len(content))}; fetch it again: {DOWNLOAD_COMMAND}"
-        ) from error
+        raise CorpusError(f"{where}: {_describe(error, len(content))}; fetch it again: {DOWNLOAD_COMMAND}") from error
 
 
 def _describe(error: json.JSONDecodeError, size: int) -> str:

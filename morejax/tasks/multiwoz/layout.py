@@ -66,9 +66,7 @@ class Layout:
             return REAL_CORPUS_NAME
         name = read_json(self.marker, dict).get("name")
         if not isinstance(name, str) or not name:
-            raise CorpusError(
-                f'{self.marker}: found name {name!r}, expected a string, e.g. {{"name": "embedded"}}'
-            )
+            raise CorpusError(f'{self.marker}: found name {name!r}, expected a string, e.g. {{"name": "embedded"}}')
         return name
 
     def base_splits(self) -> tuple[str, ...]:
@@ -112,9 +110,7 @@ def find_layout(root: str | Path) -> Layout:
     """
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise CorpusError(
-            f"{root}: no such folder; expected a MultiWOZ 2.2 corpus (fetch it: {DOWNLOAD_COMMAND})"
-        )
+        raise CorpusError(f"{root}: no such folder; expected a MultiWOZ 2.2 corpus (fetch it: {DOWNLOAD_COMMAND})")
     dialogues = _first(root / "MultiWOZ_2.2", root / "data" / "MultiWOZ_2.2", root, having=BASE_SPLITS)
     if dialogues is None:
         raise CorpusError(

@@ -97,9 +97,7 @@ def lexicalise(
     return PLACEHOLDER.sub(filler.fill, _REPEATED_ADDRESS.sub("[address]", text))
 
 
-def query_domain(
-    database: Queryable, domain: str, constraints: Mapping[str, str]
-) -> Sequence[Mapping[str, Any]]:
+def query_domain(database: Queryable, domain: str, constraints: Mapping[str, str]) -> Sequence[Mapping[str, Any]]:
     """Database result of a domain's constraints: booking slots do not narrow it, taxis have no records.
 
     Tables that the standard does not query (police, hospital) are looked up by department.
@@ -206,14 +204,12 @@ class _Filler:
         if re.match(r"(nights?|days?)\b", following):
             return _known(self.constraints.get("bookstay", "")) or self._unknown("length of stay")
         people = r"(people|persons?|guests?|tickets?|seats?|in your party)\b"
-        if re.match(people, following) or re.search(
-            r"(party of|table for|booked for|seats? for|room for) $", near
-        ):
+        if re.match(people, following) or re.search(r"(party of|table for|booked for|seats? for|room for) $", near):
             return _known(self.constraints.get("bookpeople", "")) or self._unknown("number of people")
-        return str(self._matching(after)) if self.records else "no"
+        return str(self._matching(after) or "no")
 
     def _matching(self, after: str) -> int:
-        """Records that a count is about: "[count] [type] in the [area]" counts those of that type and area."""
+        """Records that are counted: "[count] [type] in the [area]" counts those with that type and area."""
         clause = re.split(r"[.,?!;]|\[(?:count|name|trainid)\]", after)[0]
         kinds = re.findall(r"\[(price|food|type|area)\]", clause)
         matching = list(self.records)
@@ -264,25 +260,20 @@ class _Filler:
             colour, make = self._chance("car")[:2]
             return f"{_CAR_COLOURS[colour % len(_CAR_COLOURS)]} {_CAR_MAKES[make % len(_CAR_MAKES)]}"
         value = self._listed(before, after)
-        return (
-            _plural(value) if _is_counted(before, after) and self._matching(f"[type]{after}") != 1 else value
-        )
+        return _plural(value) if _is_counted(before, after) and self._matching(f"[type]{after}") != 1 else value
 
     def _facility(self, before: str, after: str) -> str:
         value = self._listed(before, after)
         return {"yes": self.kind, "free": f"free {self.kind}", "no": f"no {self.kind}"}.get(value, value)
 
     def _chance(self, what: str) -> bytes:
-        return _digest(
-            what, self.seed, *sorted(f"{slot}={value}" for slot, value in self.constraints.items())
-        )
+        return _digest(what, self.seed, *sorted(f"{slot}={value}" for slot, value in self.constraints.items()))
 
 
 def booking_code(domain: str, subject: str, *, seed: int = 0) -> str:
     """Made-up booking code of eight letters and digits; the same arguments give the same code."""
     return "".join(
-        _CODE_LETTERS[number % len(_CODE_LETTERS)]
-        for number in _digest("reference", seed, domain, subject)[:8]
+        _CODE_LETTERS[number % len(_CODE_LETTERS)] for number in _digest("reference", seed, domain, subject)[:8]
     )
 
 
@@ -298,7 +289,7 @@ def _digest(*parts: object) -> bytes:
 
 def _known(value: object) -> str:
     """The value as text, empty when it says nothing."""
-    text = "" if value is None else str(value).strip()
+    text = "" if value is None else str(value).strip(" ,")
     return "" if text.lower() in _UNKNOWN else text
 
 
@@ -341,9 +332,7 @@ def _place_slot(before: str, seen: int) -> str:
         near,
     ):
         return "destination"
-    if re.search(
-        r"(\bfrom|leav\w*|depart\w*|departure\w*( is| of)?|pick\w* (you )?up (at|from)) (the )?$", near
-    ):
+    if re.search(r"(\bfrom|leav\w*|depart\w*|departure\w*( is| of)?|pick\w* (you )?up (at|from)) (the )?$", near):
         return "departure"
     return "departure" if seen % 2 == 0 else "destination"
 

@@ -37,9 +37,7 @@ def richness(responses: Iterable[str]) -> dict[str, float]:
     sentences = [words(text) for text in responses]
     everything = [word for sentence in sentences for word in sentence]
     unigrams, bigrams, trigrams = (
-        Counter(
-            gram for sentence in sentences for gram in zip(*(sentence[i:] for i in range(n)), strict=False)
-        )
+        Counter(gram for sentence in sentences for gram in zip(*(sentence[i:] for i in range(n)), strict=False))
         for n in (1, 2, 3)
     )
     total = len(everything)
@@ -77,9 +75,7 @@ def msttr(words: Sequence[str], window: int = MSTTR_WINDOW) -> float:
     return sum(len(set(segment)) / window for segment in segments) / len(segments)
 
 
-def state_tracking(
-    predicted: Mapping[str, Sequence[State]], gold: Mapping[str, Sequence[State]]
-) -> dict[str, float]:
+def state_tracking(predicted: Mapping[str, Sequence[State]], gold: Mapping[str, Sequence[State]]) -> dict[str, float]:
     """Joint goal accuracy and slot F1 over all predicted turns.
 
     Two values agree if their partial ratio exceeds 95. A turn is right if both states have the same slots and
@@ -121,9 +117,7 @@ def _flat(state: State) -> dict[tuple[str, str], Any]:
 
 
 def _agreements(hypothesis: Mapping[Any, Any], reference: Mapping[Any, Any], where: str) -> int:
-    return sum(
-        _agree(hypothesis[slot], reference[slot], where) for slot in hypothesis.keys() & reference.keys()
-    )
+    return sum(_agree(hypothesis[slot], reference[slot], where) for slot in hypothesis.keys() & reference.keys())
 
 
 def _agree(value: Any, gold: Any, where: str) -> bool:

@@ -78,7 +78,7 @@ def unknown_placeholders(text: str) -> list[str]:
 
 
 @cache
-def _moses() -> tuple[Callable[[str], list[str]], Callable[[list[str]], str]]:
+def _moses() -> tuple[Callable[[str], Any], Callable[[Any], str]]:
     # Built on first use: compiling their character classes takes a while.
     return MosesTokenizer(lang="en").tokenize, MosesDetokenizer(lang="en").detokenize
 
@@ -105,9 +105,7 @@ def normalise_state(slot_values: Mapping[str, Sequence[str]]) -> dict[str, dict[
     for name, values in slot_values.items():
         domain, dash, slot = name.partition("-")
         if not dash or not values:
-            raise ValueError(
-                f"slot {name!r} has the values {values!r}, expected a name domain-slot and a value"
-            )
+            raise ValueError(f"slot {name!r} has the values {values!r}, expected a name domain-slot and a value")
         if "dontcare" in values:
             continue
         # Like the standard: "a-b-c" is the slot b of a.

@@ -89,9 +89,7 @@ def assemble(
         by_id = {dialogue.id: dialogue for dialogue in bases["dev"]}
         splits |= {name: _part(layout, name, ids, by_id) for name, ids in parts.items()}
     for reason, count in skipped.items():
-        logger.log(
-            logging.WARNING if "left out" in reason else logging.INFO, "%s: %d %s", layout.root, count, reason
-        )
+        logger.log(logging.WARNING if "left out" in reason else logging.INFO, "%s: %d %s", layout.root, count, reason)
     chosen = {name: splits[name] for name in (wanted or splits)}
     database = Database.load(layout.databases)
     return Corpus(layout.corpus_name(), layout.root, chosen, database, schema, dict(skipped))
@@ -110,9 +108,7 @@ def read_parts(layout: Layout) -> dict[str, list[str]]:
         if name in BASE_SPLITS:
             raise CorpusError(f"{layout.dev_splits}: found a part named {name!r}, expected a name of its own")
         if not isinstance(ids, list) or not ids:
-            raise CorpusError(
-                f"{layout.dev_splits}: split {name!r} is empty, expected a list of dev dialogue ids"
-            )
+            raise CorpusError(f"{layout.dev_splits}: split {name!r} is empty, expected a list of dev dialogue ids")
     return {name: [dialogue_key(str(item)) for item in ids] for name, ids in parts.items()}
 
 
@@ -159,13 +155,8 @@ class _Reading:
         self.skipped.update({f"{split} {reason}": count for reason, count in counts.items()})
         dialogues = tuple(dialogue for dialogue in read if dialogue is not None)
         if not dialogues:
-            why = (
-                ", ".join(f"{count} {reason}" for reason, count in counts.items())
-                or "its files hold no dialogue"
-            )
-            raise CorpusError(
-                f"{self.layout.dialogues / split}: split {split!r} is empty ({why}), expected dialogues"
-            )
+            why = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "its files hold no dialogue"
+            raise CorpusError(f"{self.layout.dialogues / split}: split {split!r} is empty ({why}), expected dialogues")
         return dialogues
 
     def _raw_dialogues(self, split: str) -> Iterator[tuple[Any, _Place]]:
@@ -188,14 +179,10 @@ class _Reading:
             counts[f"dialogues left out: {fault[0]}"] += 1
             return None
         if fault:
-            raise CorpusError(
-                f"{place}: {fault[1]}, so it cannot be scored; fetch the file again: {DOWNLOAD_COMMAND}"
-            )
+            raise CorpusError(f"{place}: {fault[1]}, so it cannot be scored; fetch the file again: {DOWNLOAD_COMMAND}")
         acts = self.acts.get(place.dialogue_id)
         if not isinstance(acts, dict):
-            raise CorpusError(
-                f"{place}: not in {self.layout.acts}, whose spans are needed to delexicalise its replies"
-            )
+            raise CorpusError(f"{place}: not in {self.layout.acts}, whose spans are needed to delexicalise its replies")
         goal = annotations.parse_goal(self.goals[key], f"{self.layout.goals}: dialogue {key}", self.schema)
         booked = self.booked[key]
         turns = (self._turn(i, pair, acts, booked[i], place, counts) for i, pair in enumerate(pairs))
@@ -267,9 +254,7 @@ def turn_pairs(turns: list[Any], where: str) -> list[tuple[Any, Any]]:
                 f"{where}, turn {number}: found speaker {speaker!r}, expected {expected}; they must alternate"
             )
     if not turns or len(turns) % 2:
-        raise CorpusError(
-            f"{where}: found {len(turns)} turns, expected pairs USER, SYSTEM: turns must alternate"
-        )
+        raise CorpusError(f"{where}: found {len(turns)} turns, expected pairs USER, SYSTEM: turns must alternate")
     return list(zip(turns[::2], turns[1::2], strict=True))
 
 

@@ -136,9 +136,7 @@ class Corpus:
 
     def _split(self, name: str) -> tuple[Dialogue, ...]:
         if name not in self.splits:
-            raise CorpusError(
-                f"{self.root}: no split {name!r}; this corpus has {', '.join(sorted(self.splits))}"
-            )
+            raise CorpusError(f"{self.root}: no split {name!r}; this corpus has {', '.join(sorted(self.splits))}")
         if not self.splits[name]:
             raise CorpusError(f"{self.root}: split {name!r} is empty; expected at least one dialogue")
         return self.splits[name]

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
@@ -113,13 +113,15 @@ def inform(batch: SampledBatch, context: StreamContext) -> StreamValues:
 
         reward_t = S(y) - S(y with y_t replaced by r_t)
 
-    The second term does not depend on y_t: a baseline, so the policy gradient of S stays unbiased, and a turn is neither
-    paid nor blamed for what other turns did. Difference rewards: Wolpert and Tumer, "Optimal payoff functions for members of
-    collectives", 2002; as a counterfactual baseline in policy gradients: Foerster et al., COMA, arXiv 1705.08926.
+    The second term does not depend on y_t: it is a baseline, so the policy gradient of S stays unbiased, and a turn
+    is neither paid nor blamed for what other turns did. Difference rewards: Wolpert and Tumer, "Optimal payoff
+    functions for members of collectives", 2002; as a counterfactual baseline in policy gradients: Foerster et al.,
+    COMA, arXiv 1705.08926.
 
-    A turn applies if the sampled or the corpus reply makes an offer (NAME or TRAINID in an active goal domain). The score is
-    the scorer's 0/1 at weight 1 / (applicable turns of the dialogue), so J is the Inform rate exactly; a dialogue in which
-    no turn applies counts through all its turns. `context.graded` learns from `graded_inform` instead of 0/1.
+    A turn applies if the sampled or the corpus reply makes an offer (NAME or TRAINID in an active goal domain). The
+    score is the scorer's 0/1 at weight 1 / (applicable turns of the dialogue), so J is the Inform rate exactly; a
+    dialogue in which no turn applies counts through all its turns. `context.graded` learns from `graded_inform`
+    instead of 0/1.
     """
     return _dialogue_stream(batch, context, _inform_of, lambda turn, goal: bool(turn.offered))
 
@@ -185,9 +187,9 @@ def judge_batch(batch: SampledBatch, context: StreamContext) -> list[Judged]:
 def slots(batch: SampledBatch, context: StreamContext) -> StreamValues:
     """Recall of the goal's slots that are due in this turn, paid at the tokens that say them.
 
-    Due are the placeholders that the corpus reply mentions or the user requests now, as far as the scorer looks at them:
-    what the goal requests in the active domain (a reference number once booked), and the offer (NAME or TRAINID). With N of
-    them due, the first token of each pays 1/N. Turns with nothing due do not apply.
+    Due are the placeholders that the corpus reply mentions or the user requests now, as far as the scorer looks at
+    them: what the goal requests in the active domain (a reference number once booked), and the offer (NAME or
+    TRAINID). With N of them due, the first token of each pays 1/N. Turns with nothing due do not apply.
     """
     due = [
         due_slots(turn, reference, scored)
@@ -237,8 +239,8 @@ _SENTENCE_BLEU = BLEU(effective_order=True)
 def likeness(batch: SampledBatch, context: StreamContext) -> StreamValues:
     """Sentence BLEU-4 of the sampled reply against the corpus reply, in [0, 1].
 
-    sacrebleu's sentence BLEU (exponential smoothing, effective order; Post 2018, arXiv 1804.08771) on lower-case text with
-    unified placeholders. Moses detokenisation, which only moves spaces, is left to the scorer.
+    sacrebleu's sentence BLEU (exponential smoothing, effective order; Post 2018, arXiv 1804.08771) on lower-case text
+    with unified placeholders. Moses detokenisation, which only moves spaces, is left to the scorer.
     """
     pairs = ((unified(turn.text), unified(turn.turn.delex)) for turn in batch.turns)
     scores = [_SENTENCE_BLEU.sentence_score(said, [reference]).score for said, reference in pairs]
@@ -255,8 +257,8 @@ def unified(text: str) -> str:
 def fluency(batch: SampledBatch, context: StreamContext) -> StreamValues:
     """Mean token log-probability under a frozen language model, clipped to the range of corpus replies.
 
-    ``(clip(logp, lo, hi) - lo) / (hi - lo)`` with (lo, hi) = `context.fluency_range`, the 5th and 95th percentile on corpus
-    replies. Unclipped, short bland text would be the most fluent.
+    ``(clip(logp, lo, hi) - lo) / (hi - lo)`` with (lo, hi) = `context.fluency_range`, the 5th and 95th percentile on
+    corpus replies. Unclipped, short bland text would be the most fluent.
     """
     low, high = _need(context.fluency_range, "StreamContext.fluency_range")
     if not low < high:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 from sacrebleu import corpus_bleu
 
-from morejax.tasks.multiwoz import jsonfiles
 from morejax.tasks.multiwoz.canonical import MATCHED_DOMAINS, REQUESTABLES, VENUE_DOMAINS
 from morejax.tasks.multiwoz.metrics import ScoringError, richness, state_tracking
 from morejax.tasks.multiwoz.normalise import (
@@ -25,10 +23,31 @@ from morejax.tasks.multiwoz.normalise import (
     normalise_response,
     unknown_placeholders,
 )
+from morejax.tasks.multiwoz.scoring_data import (
+    ScoringData,
+    derive_scoring_data,
+    has_scoring_data,
+    load_scoring_data,
+)
 
 if TYPE_CHECKING:
     from morejax.tasks.multiwoz.database import Database
-    from morejax.tasks.multiwoz.records import Corpus, Goal, State
+    from morejax.tasks.multiwoz.records import Goal, State
+
+__all__ = [
+    "DialogueScore",
+    "Prediction",
+    "ScoringData",
+    "ScoringError",
+    "TurnScore",
+    "derive_scoring_data",
+    "estimate_domains",
+    "has_scoring_data",
+    "judge",
+    "load_scoring_data",
+    "score",
+    "score_dialogue",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -46,42 +65,6 @@ class Prediction(TypedDict):
     response: str
     state: NotRequired[dict[str, dict[str, str]]]
     active_domains: NotRequired[list[str]]
-
-
-@dataclass(frozen=True)
-class ScoringData:
-    """What predictions are scored against; every mapping is by dialogue id.
-
-    Attributes:
-        goals: user goals in scorer form.
-        booked: per turn, the domains booked by then.
-        gold_states: per turn, the normalised gold state.
-        references: per turn, the normalised delexicalised reference.
-    """
-
-    goals: Mapping[str, Goal]
-    booked: Mapping[str, Sequence[Sequence[str]]]
-    gold_states: Mapping[str, Sequence[State]]
-    references: Mapping[str, Sequence[str]]
-
-    def only(self, ids: Iterable[str]) -> ScoringData:
-        """The same data for some dialogues.
-
-        Raises:
-            ScoringError: a dialogue is not there.
-        """
-        ids = tuple(ids)
-        absent = [i for i in ids if not self.has(i)]
-        if absent:
-            raise ScoringError(f"dialogue {absent[0]!r} has no scoring data ({len(absent)} such dialogues)")
-        return ScoringData(*({i: part[i] for i in ids} for part in self._parts()))
-
-    def has(self, dialogue: str) -> bool:
-        """Whether the dialogue can be scored."""
-        return all(dialogue in part for part in self._parts())
-
-    def _parts(self) -> tuple[Mapping[str, Any], ...]:
-        return self.goals, self.booked, self.gold_states, self.references
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,15 +156,13 @@ def _reason(error: Exception) -> str:
 
 
 def _predicted_states(predictions: Sequence[Prediction]) -> list[State] | None:
-    if not all("state" in turn for turn in predictions):
-        return None
-    return [normalise_predicted_state(turn["state"]) for turn in predictions]
+    states = [normalise_predicted_state(turn["state"]) for turn in predictions if "state" in turn]
+    return states if len(states) == len(predictions) else None
 
 
-def _predicted_domains(predictions: Sequence[Prediction]) -> list[Sequence[str]] | None:
-    if not all("active_domains" in turn for turn in predictions):
-        return None
-    return [turn["active_domains"] for turn in predictions]
+def _predicted_domains(predictions: Sequence[Prediction]) -> Sequence[Sequence[str]] | None:
+    domains = [turn["active_domains"] for turn in predictions if "active_domains" in turn]
+    return domains if len(domains) == len(predictions) else None
 
 
 def judge(
@@ -210,8 +191,7 @@ def judge(
         offered = tuple(domain for domain in present if _offers(domain, said))
         for domain in offered:
             found = database.venue_bits(domain, state[domain]) if domain in state else 0
-            # An offer stands as long as it is part of what the state leaves; otherwise the new one replaces
-            # it.
+            # An offer stands as long as it is part of what the state leaves.
             if not offers[domain] or offers[domain] & ~found:
                 offers[domain] = found
         credited: set[str] = set()
@@ -320,9 +300,7 @@ def score(
     states = _all_states(predictions)
     if with_dst is True and states is None:
         raise ScoringError("state tracking cannot be scored: not every turn has a predicted state")
-    responses = {
-        i: [normalise_response(turn["response"]) for turn in turns] for i, turns in predictions.items()
-    }
+    responses = {i: [normalise_response(turn["response"]) for turn in turns] for i, turns in predictions.items()}
     _report_unknown(predictions)
     judged = _judge_all(predictions, states, references, database)
     per_domain = _rates(judged)
@@ -343,9 +321,7 @@ def score(
 
 def _check(predictions: Mapping[str, Sequence[Prediction]], references: ScoringData) -> None:
     if not isinstance(predictions, Mapping):
-        raise ScoringError(
-            f"predictions are {_kind(predictions)}, expected an object {{dialogue id: [turn, ...]}}"
-        )
+        raise ScoringError(f"predictions are {_kind(predictions)}, expected an object {{dialogue id: [turn, ...]}}")
     for dialogue, turns in predictions.items():
         if not references.has(dialogue):
             raise ScoringError(
@@ -369,9 +345,7 @@ def _check_turn(turn: Any, where: str) -> None:
     if not isinstance(turn.get("response"), str):
         raise ScoringError(f'{where}: "response" is {turn.get("response")!r}, expected text')
     if "active_domains" in turn and not isinstance(turn["active_domains"], list | tuple | str):
-        raise ScoringError(
-            f'{where}: "active_domains" is {turn["active_domains"]!r}, expected a list of domains'
-        )
+        raise ScoringError(f'{where}: "active_domains" is {turn["active_domains"]!r}, expected a list of domains')
 
 
 def _kind(value: Any) -> str:
@@ -380,8 +354,7 @@ def _kind(value: Any) -> str:
 
 
 def _all_states(predictions: Mapping[str, Sequence[Prediction]]) -> dict[str, list[State]] | None:
-    """Normalised states, or None if any turn has none; then the standard uses the gold states for all
-    dialogues."""
+    """Normalised states; None if any turn has none, as the standard then uses gold states throughout."""
     complete = all("state" in turn for turns in predictions.values() for turn in turns)
     states = {}
     for dialogue, turns in predictions.items():
@@ -400,16 +373,16 @@ def _judge_all(
     database: Database,
 ) -> list[DialogueScore]:
     states = references.gold_states if states is None else states
-    with_domains = all("active_domains" in turn for turns in predictions.values() for turn in turns)
+    predicted = {dialogue: _predicted_domains(turns) for dialogue, turns in predictions.items()}
+    estimate = None in predicted.values()
     judged = []
     for dialogue, turns in predictions.items():
         used = states[dialogue][: len(turns)]
         goal, booked = references.goals[dialogue], references.booked[dialogue]
         try:
-            domains = [turn["active_domains"] for turn in turns] if with_domains else estimate_domains(used)
-            judged.append(
-                judge([mentions(t["response"]) for t in turns], used, domains, goal, booked, database)
-            )
+            domains = estimate_domains(used) if estimate else predicted[dialogue] or ()
+            found = [mentions(turn["response"]) for turn in turns]
+            judged.append(judge(found, used, domains, goal, booked, database))
         except (ValueError, TypeError) as error:
             raise ScoringError(f"dialogue {dialogue!r}: {error}") from error
     return judged
@@ -438,64 +411,8 @@ def _bleu(responses: Mapping[str, Sequence[str]], references: Mapping[str, Seque
 
 def _report_unknown(predictions: Mapping[str, Sequence[Prediction]]) -> None:
     unknown = Counter(
-        name
-        for turns in predictions.values()
-        for turn in turns
-        for name in unknown_placeholders(turn["response"])
+        name for turns in predictions.values() for turn in turns for name in unknown_placeholders(turn["response"])
     )
     if unknown:
         names = ", ".join(f"[{name}] ({count})" for name, count in unknown.most_common())
         logger.warning("placeholders unknown to the standard are removed: %s", names)
-
-
-# Scoring data
-
-
-def load_scoring_data(data_dir: Path | str, split: str) -> ScoringData:
-    """Read ``scoring/SPLIT/`` of a data folder; a part of dev named in ``dev_splits.json`` is cut out of
-    ``scoring/dev``.
-
-    Args:
-        data_dir: corpus folder.
-        split: ``dev``, ``test``, or a part of dev such as ``select``.
-
-    Raises:
-        ScoringError: the folder has no such scoring data.
-        CorpusError: a file is missing or broken.
-    """
-    data_dir = Path(data_dir)
-    folder = data_dir / "scoring" / split
-    if folder.is_dir():
-        parts = ("goals", "booked_domains", "gold_states", "references")
-        return ScoringData(*(jsonfiles.read_json(folder / f"{part}.json", dict) for part in parts))
-    if (data_dir / "scoring" / "dev").is_dir() and split in (splits := named_parts(data_dir)):
-        return load_scoring_data(data_dir, "dev").only(splits[split])
-    raise ScoringError(f"{folder}: no such folder, and no part of scoring/dev is called {split!r}")
-
-
-def has_scoring_data(data_dir: Path | str, split: str) -> bool:
-    """Whether `load_scoring_data` finds the split; otherwise it is derived from the corpus."""
-    scoring = Path(data_dir) / "scoring"
-    return (scoring / split).is_dir() or ((scoring / "dev").is_dir() and split in named_parts(data_dir))
-
-
-def named_parts(data_dir: Path | str) -> dict[str, list[str]]:
-    """Parts of dev: name -> dialogue ids, from ``dev_splits.json``; empty if there is no such file."""
-    path = Path(data_dir) / "dev_splits.json"
-    return jsonfiles.read_json(path, dict) if path.exists() else {}
-
-
-def derive_scoring_data(corpus: Corpus, split: str) -> ScoringData:
-    """The same data from a parsed corpus.
-
-    Args:
-        corpus: a corpus with gold states, spans, goals and booked domains.
-        split: e.g. ``dev`` or ``gold_fit+select``.
-    """
-    dialogues = corpus.dialogues(split)
-    return ScoringData(
-        goals={d.id: d.goal for d in dialogues},
-        booked={d.id: [turn.booked for turn in d.turns] for d in dialogues},
-        gold_states={d.id: [turn.state for turn in d.turns] for d in dialogues},
-        references={d.id: [normalise_response(turn.delex) for turn in d.turns] for d in dialogues},
-    )

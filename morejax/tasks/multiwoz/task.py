@@ -130,7 +130,7 @@ class MultiwozTask:
 
     def rewards(self, batch: SampledBatch, max_reply: int, context: StreamContext | None = None) -> StackedStreams:
         """All streams as arrays."""
-        values = compute_streams(self.streams, batch, context or self.context)
+        values = compute_streams(self.streams, batch, context or self.context, max_reply)
         return stack_streams(values, batch.lengths, max_reply)
 
     def predict(self, splits: str, generate: Generate, generate_state: Generate | None = None, limit: int = 0):

@@ -131,9 +131,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     control, text_tokens = _control_tokens(), _text_tokens()
     size, least = -(-vocab_size // 64) * 64, 256 + len(control) + len(text_tokens)
     if size < least:
-        raise ValueError(
-            f"vocab_size is {vocab_size}, expected at least {least}: 256 bytes and the special tokens"
-        )
+        raise ValueError(f"vocab_size is {vocab_size}, expected at least {least}: 256 bytes and the special tokens")
     tokenizer = _empty_tokenizer()
     trainer = trainers.BpeTrainer(
         vocab_size=size - len(text_tokens),

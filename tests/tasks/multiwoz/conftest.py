@@ -97,9 +97,7 @@ def tiny_root(tmp_path: Path) -> Path:
         "booked_domains.json": {key: [[], ["hotel"]] for key in everybody},
         "dev_splits.json": {"part": ["dv02"]},
     }
-    files |= {
-        f"MultiWOZ_2.2/train/dialogues_00{n}.json": [dialogue(name)] for n, name in enumerate(ids["train"], 1)
-    }
+    files |= {f"MultiWOZ_2.2/train/dialogues_00{n}.json": [dialogue(name)] for n, name in enumerate(ids["train"], 1)}
     files["MultiWOZ_2.2/dev/dialogues_001.json"] = [dialogue(name) for name in ids["dev"]]
     files |= {f"db/{domain}_db.json": rows for domain, rows in DATABASES.items()}
     for name, content in files.items():

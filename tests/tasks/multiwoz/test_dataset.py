@@ -18,10 +18,7 @@ from morejax.tasks.multiwoz.records import Corpus, CorpusError
 
 
 def same(left: Corpus, right: Corpus) -> bool:
-    return all(
-        getattr(left, name) == getattr(right, name)
-        for name in ("name", "root", "splits", "schema", "skipped")
-    )
+    return all(getattr(left, name) == getattr(right, name) for name in ("name", "root", "splits", "schema", "skipped"))
 
 
 def caches(folder: Path) -> list[Path]:
@@ -62,18 +59,14 @@ def test_skips_are_logged_again_from_the_cache(
     edit_json(tiny_root / "goals.json", lambda goals: goals.pop("tr01") and None)
     load_corpus(tiny_root, cache_dir=tmp_path / "cache")
     caplog.clear()
-    assert load_corpus(tiny_root, cache_dir=tmp_path / "cache").skipped == {
-        "train dialogues left out: no goal": 1
-    }
+    assert load_corpus(tiny_root, cache_dir=tmp_path / "cache").skipped == {"train dialogues left out: no goal": 1}
     assert "left out" in caplog.text
 
 
 @pytest.mark.parametrize(
     "source", ["goals.json", "MultiWOZ_2.2/train/dialogues_002.json", "MultiWOZ_2.2/dialog_acts.json"]
 )
-def test_changed_source_is_parsed_again(
-    tiny_root: Path, tmp_path: Path, parses: list[Path], source: str
-) -> None:
+def test_changed_source_is_parsed_again(tiny_root: Path, tmp_path: Path, parses: list[Path], source: str) -> None:
     load_corpus(tiny_root, cache_dir=tmp_path / "cache")
     path = tiny_root / source
     path.write_text(path.read_text() + "\n")
@@ -128,9 +121,7 @@ def test_damaged_cache_is_rebuilt_with_a_warning(
     assert len(parses) == 2
 
 
-def test_interrupted_writing_leaves_no_cache(
-    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_writing_leaves_no_cache(tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(folder: Path) -> None:
         raise KeyboardInterrupt
 
@@ -140,17 +131,13 @@ def test_interrupted_writing_leaves_no_cache(
     assert caches(tmp_path / "cache") == []
 
 
-def test_unwritable_cache_is_a_warning(
-    tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unwritable_cache_is_a_warning(tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     assert load_corpus(tiny_root, cache_dir=tmp_path / "cache").splits["dev"]
     assert "corpus cache not written" in caplog.text
 
 
-def test_cache_folder_from_the_environment(
-    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_folder_from_the_environment(tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOREJAX_CACHE", str(tmp_path / "elsewhere"))
     load_corpus(tiny_root)
     assert len(caches(tmp_path / "elsewhere")) == 1

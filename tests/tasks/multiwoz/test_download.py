@@ -14,9 +14,7 @@ import pytest
 from morejax.tasks.multiwoz.download import DownloadError, RemoteFile, download, main, release_files
 
 GOALS = RemoteFile("Tomiinek/MultiWOZ_Evaluation/master/mwzeval/data/goals.json", "goals.json")
-CONTENT = json.dumps(
-    {f"dlg{n:04d}": {"hotel": {"informable": {}, "requestable": []}} for n in range(300)}
-).encode()
+CONTENT = json.dumps({f"dlg{n:04d}": {"hotel": {"informable": {}, "requestable": []}} for n in range(300)}).encode()
 
 
 @dataclass
@@ -159,9 +157,7 @@ def test_part_of_another_version_is_fetched_anew(mirror: Mirror, tmp_path: Path)
 
 def test_invalid_json_is_an_error_and_leaves_nothing(mirror: Mirror, tmp_path: Path) -> None:
     mirror.files[GOALS.remote] = b"<html>not here</html>"
-    with pytest.raises(
-        DownloadError, match=rf"{mirror.url}/{GOALS.remote} -> .*goals\.json: 21 bytes.*expected JSON"
-    ):
+    with pytest.raises(DownloadError, match=rf"{mirror.url}/{GOALS.remote} -> .*goals\.json: 21 bytes.*expected JSON"):
         fetch_goals(mirror, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

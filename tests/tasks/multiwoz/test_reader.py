@@ -104,9 +104,7 @@ def test_dialogues_folder_itself_with_databases_two_folders_up(tiny_root: Path, 
 
 def test_original_ids_in_goals_are_accepted(tiny_root: Path, edit_json: Edit) -> None:
     expected = read_corpus(tiny_root).splits
-    edit_json(
-        tiny_root / "goals.json", lambda goals: {f"{key.upper()}.json": goal for key, goal in goals.items()}
-    )
+    edit_json(tiny_root / "goals.json", lambda goals: {f"{key.upper()}.json": goal for key, goal in goals.items()})
     assert read_corpus(tiny_root).splits == expected
 
 
@@ -138,9 +136,7 @@ def test_missing_folder_is_named(tiny_root: Path, missing: str) -> None:
 def test_truncated_json_is_named_with_its_position(tiny_root: Path) -> None:
     content = (tiny_root / TRAIN).read_text()
     (tiny_root / TRAIN).write_text(content[:300])
-    with pytest.raises(
-        CorpusError, match=r"train/dialogues_001\.json: truncated JSON, ends at line 1 column \d+"
-    ):
+    with pytest.raises(CorpusError, match=r"train/dialogues_001\.json: truncated JSON, ends at line 1 column \d+"):
         read_corpus(tiny_root)
 
 
@@ -212,7 +208,7 @@ BROKEN: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "constraint list": (
         "goals.json",
         lambda g: g["tr02"]["hotel"].update(informable=["area"]),
-        r"goals\.json: dialogue tr0\d, hotel: found constraints \['area'\]",
+        r"goals\.json: dialogue tr02, hotel: found 'informable' = \['area'\], expected a dict",
     ),
     "booked too short": (
         "booked_domains.json",
@@ -232,7 +228,7 @@ BROKEN: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "span form": (
         "MultiWOZ_2.2/dialog_acts.json",
         lambda a: a["TR02.json"]["1"]["span_info"].append(["Hotel-Inform", "area", "west", "4", "8"]),
-        r"dialog_acts\.json: dialogue TR02\.json, turn 1: found span .*expected \[act, slot, value, start, end\]",
+        r"dialog_acts\.json: dialogue TR02\.json, turn 1: found span .*expected \[act, slot, value, start,",
     ),
     "act form": (
         "MultiWOZ_2.2/dialog_acts.json",

@@ -15,9 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
         description="Write the embedded corpus in the file layout of MultiWOZ 2.2.",
     )
     parser.add_argument("--to", required=True, metavar="DIR", help="new or empty folder")
-    parser.add_argument(
-        "--dialogues", type=int, default=1500, metavar="N", help="over all splits (default: 1500)"
-    )
+    parser.add_argument("--dialogues", type=int, default=1500, metavar="N", help="over all splits (default: 1500)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="corpus seed (default: 0)")
     options = parser.parse_args(arguments)
     try:

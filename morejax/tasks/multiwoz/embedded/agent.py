@@ -99,16 +99,19 @@ class Agent:
 
     def answer(self, domain: str, record: Record, slots: Sequence[str], *, named: bool) -> Speech:
         """Tell attributes of a record, with or without its name."""
-        act = f"{domain.title()}-Inform"
-        clauses = [
-            self._fill(words.ANSWER[slot], {slot: surface(slot, column(record, slot), self._rng)}, act)
-            for slot in slots
-        ]
         if named:
-            lead = self._fill(words.ANSWER_SUBJECT, {"name": surface("name", record["name"], self._rng)}, act)
+            name = {"name": surface("name", record["name"], self._rng)}
+            lead = self._fill(words.ANSWER_SUBJECT, name, f"{domain.title()}-Inform")
         else:
             lead = plain(self._rng.choice(words.ANSWER_LEAD))
-        return Speech(end_sentence(join([lead, enumerate_phrases(clauses)], "")))
+        return Speech(join([lead, self.answer_also(domain, record, slots).phrase], ""))
+
+    def answer_also(self, domain: str, record: Record, slots: Sequence[str]) -> Speech:
+        """Tell attributes of a record after something else was said."""
+        act = f"{domain.title()}-Inform"
+        values = {slot: surface(slot, column(record, slot), self._rng) for slot in slots}
+        clauses = [self._fill(words.ANSWER[slot], {slot: value}, act) for slot, value in values.items()]
+        return Speech(end_sentence(enumerate_phrases(clauses)))
 
     def booked(self, domain: str, record: Record, terms: Mapping[str, str], *, nameless: bool) -> Speech:
         """Confirm a booking, without the reference number."""
@@ -116,9 +119,7 @@ class Agent:
         if nameless:
             templates = tuple(text for text in templates if "{name}" not in text and "{trainid}" not in text)
         act = "Train-OfferBooked" if domain == "train" else "Booking-Book"
-        values: dict[str, str | Phrase] = {
-            "terms": constraint_list(act, self._some(terms), "", self._rng).phrase
-        }
+        values: dict[str, str | Phrase] = {"terms": constraint_list(act, self._some(terms), "", self._rng).phrase}
         for slot in ("name", "trainid"):
             if COLUMNS.get(slot, slot) in record:
                 values[slot] = surface(slot, column(record, slot), self._rng)
@@ -176,11 +177,7 @@ class Agent:
         return Speech(self._fill(words.COUNT, {"choice": self._number(matches)}, f"{domain.title()}-Inform"))
 
     def _number(self, matches: int) -> str:
-        return (
-            "several"
-            if matches > 9 and self._rng.random() < 0.5
-            else surface("choice", str(matches), self._rng)
-        )
+        return "several" if matches > 9 and self._rng.random() < 0.5 else surface("choice", str(matches), self._rng)
 
     def _describe(self, act: str, domain: str, record: Record) -> Phrase:
         slots = DESCRIPTIONS[domain]

@@ -115,9 +115,7 @@ class Conversation:
             if WORD_RANGE[0] <= utterance.words <= WORD_RANGE[1]:
                 return utterance
             drawn.append(utterance)
-        return min(
-            drawn, key=lambda utterance: max(WORD_RANGE[0] - utterance.words, utterance.words - WORD_RANGE[1])
-        )
+        return min(drawn, key=lambda utterance: max(WORD_RANGE[0] - utterance.words, utterance.words - WORD_RANGE[1]))
 
 
 def _drop_full_stop(phrase: Phrase) -> Phrase:

@@ -53,7 +53,7 @@ STARS = ("2", "3", "4", "5")
 TAXI_COLOURS = ("green", "silver", "orange", "purple", "brown", "navy")
 TAXI_MAKES = ("renault", "fiat", "kia", "seat", "mazda", "hyundai")
 RESTAURANT_FIRST = (
-    "copper", "saffron", "velvet", "juniper", "marigold", "smoky", "lantern", "pepper", "thistle", "cobalt",
+    "cinnamon", "saffron", "velvet", "juniper", "marigold", "smoky", "lantern", "pepper", "thistle", "cobalt",
     "wandering", "tamarind",
 )  # fmt: skip
 RESTAURANT_SECOND = (
@@ -144,9 +144,7 @@ class _Contacts:
         }
 
 
-def _names(
-    rng: random.Random, first: tuple[str, ...], second: tuple[str, ...], count: int, form: str
-) -> list[str]:
+def _names(rng: random.Random, first: tuple[str, ...], second: tuple[str, ...], count: int, form: str) -> list[str]:
     names = [form.format(one, two) for one in first for two in second]
     return rng.sample(names, count)
 
@@ -197,9 +195,7 @@ def _attractions(rng: random.Random, contacts: _Contacts) -> list[Record]:
                     "name": name,
                     "type": kind,
                     "area": AREAS[len(records) % len(AREAS)],
-                    "entrance fee": rng.choice(
-                        ("free", "free", "3 pounds", "4.50 pounds", "6 pounds", "9 pounds")
-                    ),
+                    "entrance fee": rng.choice(("free", "free", "3 pounds", "4.50 pounds", "6 pounds", "9 pounds")),
                     "openhours": rng.choice(("9 to 17", "10 to 18", "11 to 22")),
                     "pricerange": "?",
                     **contacts.next(),

@@ -101,7 +101,7 @@ class Episode:
         while True:
             if not self._matches():
                 self._relax()
-            elif self.pending and (self.domain == "train" or self.talk.chance(0.75)):
+            elif self.pending and (self.domain == "train" or self.talk.chance(0.85)):
                 self._request()
             elif self.pending or self.misgivings:
                 self._offer_early()
@@ -118,20 +118,14 @@ class Episode:
     def _open_slots(self) -> list[str]:
         state = self.talk.state[self.domain]
         timed = any(slot in state for slot in TIMES)
-        return [
-            slot for slot in ASKABLE[self.domain] if slot not in state and not (timed and slot == "leaveat")
-        ]
+        return [slot for slot in ASKABLE[self.domain] if slot not in state and not (timed and slot == "leaveat")]
 
     def _request(self) -> None:
         options = self._open_slots()
         likely = [
-            slot
-            for slot in options
-            if slot in self.pending or (slot == "leaveat" and "arriveby" in self.pending)
+            slot for slot in options if slot in self.pending or (slot == "leaveat" and "arriveby" in self.pending)
         ]
-        slot = self.talk.rng.choice(
-            likely if likely and (self.domain == "train" or self.talk.chance(0.7)) else options
-        )
+        slot = self.talk.rng.choice(likely if likely and (self.domain == "train" or self.talk.chance(0.7)) else options)
         matches, self.asked = len(self._matches()), True
         self.talk.replies(lambda: self.talk.agent.request(self.domain, slot, matches))
         told, self.pending = self.pending, {}
@@ -187,7 +181,7 @@ class Episode:
             else:
                 speech = self.talk.agent.offer_nameless(self.domain, len(matches))
             if answered:
-                speech += self.talk.agent.answer(self.domain, self.venue, answered, named=False)
+                speech += self.talk.agent.answer_also(self.domain, self.venue, answered)
             if follow:
                 speech += self.talk.agent.follow_up(self.domain, booking=self.domain != "attraction")
             return speech
@@ -235,7 +229,7 @@ class Episode:
     def _asked_again(self, asks: Sequence[str], answered: Sequence[str]) -> None:
         """A user who notices what is missing asks again, once."""
         missing = [slot for slot in asks if slot not in answered]
-        if missing and self.talk.chance(0.15):
+        if missing and self.talk.chance(0.2):
             self.merged = []
             self._says(lambda: self.talk.user.ask_again(self.domain, missing), asks=missing)
             self.talk.replies(lambda: self._answer(missing))
@@ -289,7 +283,7 @@ class Episode:
             if not forgets:
                 speech += self.talk.agent.reference(self.domain)
             if answered:
-                speech += self.talk.agent.answer(self.domain, self.venue, answered, named=False)
+                speech += self.talk.agent.answer_also(self.domain, self.venue, answered)
             return speech + self.talk.agent.anything_else() if more else speech
 
         self.talk.replies(confirm, books=self.domain)

@@ -53,7 +53,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Utterance:
-    """Realised text, its spans in order, and acts without a span: ``(act, slot, "?")``, ``(act, "none", "none")``."""
+    """Realised text, its spans in order, and its acts without a span, such as ``(act, slot, "?")``."""
 
     text: str
     spans: tuple[Span, ...]
@@ -109,12 +109,8 @@ def fill(template: str, values: Mapping[str, str | Phrase], act: str, rng: rando
     """
     pieces: list[Piece] = []
     for index, part in enumerate(FIELD.split(expand(template, rng))):
-        if index % 2 == 0:
-            pieces.append(Piece(part))
-        elif isinstance(values[part], str):
-            pieces.append(Piece(values[part], act, part))
-        else:
-            pieces.extend(values[part])
+        value = values[part] if index % 2 else (Piece(part),)
+        pieces.extend((Piece(value, act, part),) if isinstance(value, str) else value)
     return tuple(piece for piece in pieces if piece.text)
 
 
@@ -146,7 +142,7 @@ def realise(
     contract: bool = False,
     lower: bool = False,
 ) -> Utterance:
-    """Text and spans of a phrase: articles agreed, sentences capitalised; contracted or lower case if asked."""
+    """Text and spans of a phrase: articles agreed, sentences capitalised, as asked."""
     pieces = _agree_articles(_merge_plain(phrase))
     if contract:
         pieces = [piece if piece.slot else replace(piece, text=_contract(piece.text)) for piece in pieces]
@@ -176,9 +172,7 @@ def _agree_articles(pieces: list[Piece]) -> list[Piece]:
     agreed = []
     for piece, after in zip(pieces, following, strict=True):
         if not piece.slot and "a(n)" in piece.text:
-            text = re.sub(
-                r"a\(n\) (.?)", lambda match, after=after: _article(match.group(1), after), piece.text
-            )
+            text = re.sub(r"a\(n\) (.?)", lambda match, after=after: _article(match.group(1), after), piece.text)
             piece = replace(piece, text=text)
         agreed.append(piece)
     return agreed

@@ -98,7 +98,7 @@ def _service(name: str) -> dict[str, Any]:
 
 
 def _slot(service: str, slot: str, values: tuple[str, ...] | None) -> dict[str, Any]:
-    described = {"name": f"{service}-{slot}", "description": f"{slot} of the {service}"}
+    described: dict[str, Any] = {"name": f"{service}-{slot}", "description": f"{slot} of the {service}"}
     if values is not None:
         described["possible_values"] = list(values)
     return {**described, "is_categorical": bool(values)}

@@ -22,7 +22,7 @@ def column(record: Record, slot: str) -> str:
 
 
 def surface(slot: str, value: str, rng: random.Random) -> str:
-    """One way to write a value; lower-casing and normalising it leads back to the value or a known variant."""
+    """One way to write a value; the annotation keeps it apart from the value in the state."""
     if slot in PROPER:
         return value.title()
     if slot in ("postcode", "ref"):
@@ -35,7 +35,9 @@ def surface(slot: str, value: str, rng: random.Random) -> str:
 def fragment(slot: str, value: str, act: str, noun: str, rng: random.Random) -> Phrase:
     """One constraint in a few words, e.g. "somewhere in the north"."""
     taxi = act.startswith("Taxi")
-    template = rng.choice((words.TAXI_FRAGMENTS if taxi else words.FRAGMENTS)[slot])
+    templates = (words.TAXI_FRAGMENTS if taxi else words.FRAGMENTS)[slot]
+    alone = slot == "bookpeople" and value == "1"
+    template = templates[0] if alone else rng.choice(templates)
     values: dict[str, str | Phrase] = {
         slot: surface(slot, value, rng),
         "noun": plain(noun),
@@ -75,11 +77,7 @@ def noun_phrase(act: str, values: Mapping[str, str], nouns: tuple[str, ...], rng
 
 
 def _sides(values: Mapping[str, str], rng: random.Random) -> tuple[list[str], list[str]]:
-    behind = {
-        slot for slot in words.AFTER if slot in values and (slot not in words.BEFORE or rng.random() < 0.3)
-    }
-    before = [
-        rng.choice(forms) for slot, forms in words.BEFORE.items() if slot in values and slot not in behind
-    ]
+    behind = {slot for slot in words.AFTER if slot in values and (slot not in words.BEFORE or rng.random() < 0.3)}
+    before = [rng.choice(forms) for slot, forms in words.BEFORE.items() if slot in values and slot not in behind]
     after = [rng.choice(forms) for slot, forms in words.AFTER.items() if slot in behind]
     return before, after

@@ -6,7 +6,8 @@ Templates = tuple[str, ...]
 
 OPTIONAL_LEAD: Templates = (
     "", "", "", "certainly. ", "of course. ", "with pleasure. ", "happy to assist. ", "no problem. ",
-    "let me see. ", "one moment. ", "absolutely. ", "understood. ", "right away. ", "gladly. ", "noted. ", "all right. ",
+    "let me see. ", "one moment. ", "absolutely. ", "understood. ", "right away. ", "gladly. ", "noted. ",
+    "all right. ",
 )  # fmt: skip
 
 OFFER: Templates = (
@@ -50,7 +51,7 @@ OFFER_NAMELESS: Templates = (
     "there is a good {noun} among the {choice} [I see|on file].",
     "that should work, {choice} {nouns} [came up|are listed].",
     "I have found you something, one of {choice} in my [files|system].",
-    "good news, {choice} [of them|] [fit|match] and I selected one.",
+    "good news, {choice} [of them fit|fit|match] and I selected one.",
     "one of the {choice} [results|hits] looks right for you.",
     "I chose a popular {noun} for you from {choice} possibilities.",
 )
@@ -140,7 +141,7 @@ REQUEST: dict[str, Templates] = {
         "for which day is the journey?",
     ),
     "leaveat": (
-        "[what time|when] would you like to [leave|set off]?",
+        "[what time|when] would you like to [set off|get going]?",
         "is there a time you [must|want to] leave or arrive?",
         "around what hour shall we [schedule|plan] it?",
         "do you have a time in mind?",
@@ -297,10 +298,12 @@ ANSWER: dict[str, Templates] = {
     ),
 }
 ANSWER_SUBJECT: Templates = (
-    "for {name}, ", "about {name}: ", "regarding {name}, ", "here is what I have on {name}: ", "{name}, then: ",
+    "for {name}, ", "about {name}: ", "regarding {name}, ", "here is what I have on {name}: ",
+    "{name}, then: ",
 )  # fmt: skip
 ANSWER_LEAD: Templates = (
-    "", "", "", "", "here you go: ", "sure, ", "let me check, ", "yes, ", "as you asked, ", "from my records, ",
+    "", "", "", "", "here you go: ", "sure, ", "let me check, ", "yes, ", "as you asked, ",
+    "from my records, ",
 )  # fmt: skip
 BOOKED: Templates = (
     "[done|all done|all set], {name} expects you {terms}.",
@@ -401,7 +404,7 @@ TAXI_PHONE: Templates = (
 )
 ANYTHING_ELSE: Templates = (
     "[anything|something] else I [can|could|may] do?",
-    "[what|how] else can I [help|assist]?",
+    "how else can I [help|assist]?",
     "is there more on your list?",
     "do you [need|require] further [help|assistance]?",
     "may I be of service with something more?",

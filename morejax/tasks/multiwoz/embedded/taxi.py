@@ -34,7 +34,7 @@ def taxi_wish(venues: Sequence[str], rng: random.Random) -> Wish:
     rng.shuffle(ends)
     constraints = {"departure": ends[0], "destination": ends[1]}
     constraints[rng.choice(("leaveat", "arriveby"))] = rng.choice(BOOKING_TIMES)
-    return Wish("taxi", constraints, rng.choice((("phone",), ("type", "phone"))))
+    return Wish("taxi", constraints, rng.choice((("phone",), ("phone",), ("type", "phone"))))
 
 
 def ride(talk: Conversation, wish: Wish, *, brisk: bool) -> None:

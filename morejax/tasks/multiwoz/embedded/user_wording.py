@@ -239,7 +239,7 @@ FRAGMENTS: dict[str, Templates] = {
         "heading for {destination}",
         "towards {destination}",
     ),
-    "day": ("on {day}", "this {day}", "for {day}", "on the coming {day}"),
+    "day": ("on {day}", "this {day}", "on the coming {day}"),
     "leaveat": (
         "after {leaveat}",
         "leaving after {leaveat}",

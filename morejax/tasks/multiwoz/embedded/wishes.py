@@ -40,7 +40,7 @@ DOMAIN_SETS = (
     (("attraction", "taxi"), 3),
     (("taxi",), 2),
 )
-SLOT_VALUES = {
+SLOT_VALUES: dict[str, tuple[str, ...]] = {
     "food": entities.FOODS + entities.ABSENT_FOODS,
     "pricerange": entities.PRICE_RANGES,
     "area": entities.AREAS,
@@ -110,9 +110,7 @@ def sample_wish(domain: str, world: World, rng: random.Random) -> Wish:
         The wish.
     """
     target = rng.choice(world.tables[domain])
-    constraints = (
-        _train_constraints(target, rng) if domain == "train" else _venue_constraints(domain, target, rng)
-    )
+    constraints = _train_constraints(target, rng) if domain == "train" else _venue_constraints(domain, target, rng)
     booking = _booking(domain, rng)
     asks = _asks(domain, constraints, bool(booking), rng)
     misgivings, unmatched = _misgivings(domain, constraints, world, rng)
@@ -145,9 +143,7 @@ def _venue_constraints(domain: str, target: Record, rng: random.Random) -> dict[
 def _train_constraints(target: Record, rng: random.Random) -> dict[str, str]:
     constraints = {slot: target[slot] for slot in ("departure", "destination", "day")}
     if rng.random() < 0.5:
-        constraints["leaveat"] = clock(
-            max(0, _minutes(target["leaveAt"]) // 15 * 15 - rng.choice((0, 15, 30)))
-        )
+        constraints["leaveat"] = clock(max(0, _minutes(target["leaveAt"]) // 15 * 15 - rng.choice((0, 15, 30))))
     else:
         latest = -(-_minutes(target["arriveBy"]) // 15) * 15 + rng.choice((0, 15))
         constraints["arriveby"] = clock(min(latest, 23 * 60 + 45))
@@ -191,9 +187,7 @@ def _asks(domain: str, constraints: dict[str, str], books: bool, rng: random.Ran
         asks = ["trainid"] if not books or rng.random() < 0.25 else []
         asks += list(dict.fromkeys(rng.sample(EXTRAS["train"], rng.choice((1, 2))))) if asks else extras
     else:
-        asks = rng.sample(
-            ["phone", "address", "postcode"], rng.choice((0, 0, 1, 2) if books else (1, 1, 2, 2, 3))
-        )
+        asks = rng.sample(["phone", "address", "postcode"], rng.choice((0, 0, 1, 2) if books else (1, 1, 2, 2, 3)))
         asks += extras if len(asks) < 3 else []
     rng.shuffle(asks)
     return tuple(asks)
@@ -203,9 +197,9 @@ def _misgivings(
     domain: str, constraints: dict[str, str], world: World, rng: random.Random
 ) -> tuple[dict[str, str], bool]:
     chance = rng.random()
-    if "name" in constraints or chance > 0.36:
+    if "name" in constraints or chance > 0.3:
         return {}, False
-    unmatched = chance < 0.18 and domain != "train"
+    unmatched = chance < 0.16 and domain != "train"
     candidates = [
         {slot: value}
         for slot, value in _alternatives(constraints)
@@ -215,12 +209,9 @@ def _misgivings(
 
 
 def _alternatives(constraints: dict[str, str]) -> list[tuple[str, str]]:
-    values = dict(SLOT_VALUES, type=entities.ATTRACTION_TYPES, day=entities.DAYS)
+    values = {**SLOT_VALUES, "type": entities.ATTRACTION_TYPES, "day": entities.DAYS}
     if constraints.get("type") in entities.HOTEL_TYPES:
         values["type"] = entities.HOTEL_TYPES
     return [
-        (slot, value)
-        for slot, current in constraints.items()
-        for value in values.get(slot, ())
-        if value != current
+        (slot, value) for slot, current in constraints.items() for value in values.get(slot, ()) if value != current
     ]

@@ -1,0 +1,181 @@
+"""Configuration and presets of the MultiWOZ experiment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from morejax.config import StepConfig, StepNumbers
+from morejax.models.actor_critic import CriticConfig
+from morejax.models.decoder import DecoderConfig
+from morejax.tasks.multiwoz.examples import ContextConfig
+from morejax.training.language_model import LanguageModelConfig
+from morejax.training.ppo import PPOConfig
+from morejax.training.reward_heads import RewardHeadConfig
+
+STAGES = ("supervised", "scaffold", "reward_heads", "ppo", "evaluate")
+METHODS = ("more", "mixed", "fixed", "unconstrained", "supervised")
+PRESETS = ("demo", "cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class MultiwozConfig:
+    """Train and score a dialogue policy on MultiWOZ 2.2, or on the embedded corpus when no data folder is given."""
+
+    preset: Literal["demo", "cpu", "gpu"] = "demo"
+    """Where the other fields' defaults come from: demo (embedded corpus, minutes), cpu (2 cores, hours), gpu."""
+    data_dir: Path | None = None
+    """Folder with MultiWOZ 2.2 in its release layout (see `python -m morejax.tasks.multiwoz.download --help`). Without
+    it the embedded corpus is used; with it nothing else is."""
+    out: Path | None = None
+    """Folder of the run; default runs/multiwoz/<preset>-<track>-<method>-<seed>."""
+    resume: bool = False
+    """Continue the run in --out from its last checkpoint."""
+    method: Literal["more", "mixed", "fixed", "unconstrained", "supervised"] = "more"
+    """more: constraints and adaptive weights; mixed: all streams in one weighted sum; fixed: constraints, fixed
+    objective weights; unconstrained: adaptive weights, no constraints; supervised: no PPO."""
+    track: Literal["policy", "e2e"] = "policy"
+    """policy: the gold state is in the context; e2e: the model writes the state itself."""
+    stages: tuple[str, ...] = STAGES
+    """Stages to run, in order; finished ones of a resumed run are skipped."""
+    seed: int = 0
+    """Seed of initialisation, orders and sampling."""
+    devices: int = 1
+    """Devices to use, data-parallel; 0 takes all there are."""
+    fit: str = ""
+    """Splits to learn from, e.g. train+gold_fit. Empty: train, plus gold_fit where the corpus's dev_splits.json
+    defines it."""
+    select: str = ""
+    """Split that choices are made on. Empty: select where the corpus defines it, else dev."""
+    eval_splits: tuple[str, ...] = ()
+    """Splits scored at the end. Empty: --select, dev and test, as far as the corpus has them."""
+    vocab_size: int = 4096
+    """Tokens of the BPE trained on the corpus."""
+    model: DecoderConfig = field(default_factory=DecoderConfig)
+    """The decoder; its vocabulary and length are set by the task."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """The critic."""
+    context: ContextConfig = field(default_factory=ContextConfig)
+    """What the model sees of a dialogue; its track is --track."""
+    supervised: LanguageModelConfig = field(default_factory=LanguageModelConfig)
+    """Supervised stage."""
+    scaffold: LanguageModelConfig = field(default_factory=LanguageModelConfig)
+    """Scaffold stage; starts from the supervised parameters."""
+    reward: RewardHeadConfig = field(default_factory=RewardHeadConfig)
+    """Naturalness head."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """The loop around the step."""
+    step: StepConfig = field(default_factory=StepConfig)
+    """The structure of the step; --method sets its multipliers, weights and clip."""
+    numbers: StepNumbers = field(default_factory=StepNumbers)
+    """The step's numbers. A constraint without a threshold gets the scaffold's score minus --threshold-margin."""
+    threshold_margin: float = 0.01
+    """How far below the scaffold's own score a threshold lies that is not given."""
+    mixed_weight: float = 0.25
+    """Weight of every constraint stream under --method mixed, the objectives together having 1."""
+    samples: int = 20
+    """Dialogues shown in the report."""
+
+    def __post_init__(self) -> None:
+        unknown = [stage for stage in self.stages if stage not in STAGES]
+        if unknown:
+            raise ValueError(f"--stages: {', '.join(unknown)} is not one of {', '.join(STAGES)}")
+        if self.devices < 0:
+            raise ValueError(f"--devices must be 0 (all) or more, not {self.devices}")
+        if self.context.max_context + self.context.max_reply > self.model.max_length:
+            raise ValueError(
+                f"--model.max-length {self.model.max_length} does not hold --context.max-context "
+                f"{self.context.max_context} plus --context.max-reply {self.context.max_reply}"
+            )
+        if self.ppo.turns % self.step.minibatches:
+            raise ValueError(
+                f"--ppo.turns {self.ppo.turns} must be a multiple of --step.minibatches {self.step.minibatches}"
+            )
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run."""
+        return self.out or Path("runs/multiwoz") / f"{self.preset}-{self.track}-{self.method}-{self.seed}"
+
+
+def resolve(config: MultiwozConfig) -> MultiwozConfig:
+    """Put what --method and --track decide into the step's and the context's configuration."""
+    step, numbers = config.step, config.numbers
+    if config.method == "mixed":
+        step = replace(step, clip="mixed", weights="fixed", multipliers="fixed", mix_norm="sum_to_one")
+        numbers = replace(numbers, multiplier_init=config.mixed_weight)
+    elif config.method == "fixed":
+        step = replace(step, weights="fixed")
+    elif config.method == "unconstrained":
+        step = replace(step, multipliers="fixed")
+        numbers = replace(numbers, multiplier_init=0.0)
+    stages = tuple(s for s in config.stages if s != "ppo") if config.method == "supervised" else config.stages
+    context = replace(config.context, track=config.track)
+    return replace(config, step=step, numbers=numbers, context=context, stages=stages)
+
+
+def preset(name: str) -> MultiwozConfig:
+    """Defaults for a machine and a corpus.
+
+    demo: the embedded corpus, the whole pipeline within 5 minutes on 2 cores.
+    cpu: MultiWOZ 2.2 within 2.5 hours on 2 cores.
+    gpu: MultiWOZ 2.2 within 25 minutes on one H100-class GPU.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, not {name!r}")
+    return {"demo": _demo, "cpu": _cpu, "gpu": _gpu}[name]()
+
+
+_THRESHOLDS = {"inform": 0.93, "success": 0.90}
+
+
+def _demo() -> MultiwozConfig:
+    lm = LanguageModelConfig(epochs=2.0, tokens_per_batch=2048, learning_rate=3e-3, checkpoint_every=100)
+    return MultiwozConfig(
+        preset="demo",
+        vocab_size=1024,
+        model=DecoderConfig(vocab_size=1024, max_length=160, layers=2, width=96, heads=4),
+        critic=CriticConfig(kind="shared", hidden=64),
+        context=ContextConfig(max_context=112, max_reply=40, max_state=48),
+        supervised=lm,
+        scaffold=replace(lm, epochs=0.7, learning_rate=1.5e-3),
+        reward=RewardHeadConfig(examples=1500, held_out=500, steps=300),
+        ppo=PPOConfig(iterations=40, turns=128, eval_every=10, eval_dialogues=60, checkpoint_every=20),
+        numbers=StepNumbers(learning_rate=3e-4, warmup_steps=2, thresholds=dict(_THRESHOLDS), multiplier_ema=0.8),
+        samples=8,
+    )
+
+
+def _cpu() -> MultiwozConfig:
+    lm = LanguageModelConfig(epochs=3.0, tokens_per_batch=4096, learning_rate=2e-3)
+    return MultiwozConfig(
+        preset="cpu",
+        vocab_size=4096,
+        model=DecoderConfig(vocab_size=4096, max_length=192, layers=4, width=192, heads=6),
+        critic=CriticConfig(kind="shared", hidden=128),
+        context=ContextConfig(max_context=128, max_reply=48, max_state=64),
+        supervised=lm,
+        scaffold=replace(lm, epochs=1.0, learning_rate=1e-3),
+        reward=RewardHeadConfig(),
+        ppo=PPOConfig(iterations=80, turns=256, eval_every=10, eval_dialogues=150, checkpoint_every=5),
+        numbers=StepNumbers(learning_rate=1e-4, warmup_steps=3, thresholds=dict(_THRESHOLDS)),
+    )
+
+
+def _gpu() -> MultiwozConfig:
+    lm = LanguageModelConfig(
+        epochs=10.0, tokens_per_batch=16384, learning_rate=1e-3, token_dropout=0.1, weight_decay=0.1, log_every=20
+    )
+    return MultiwozConfig(
+        preset="gpu",
+        vocab_size=4096,
+        model=DecoderConfig(vocab_size=4096, max_length=256, layers=8, width=512, heads=8, dtype="bfloat16"),
+        critic=CriticConfig(kind="shared", hidden=256),
+        context=ContextConfig(history=5, max_context=192, max_reply=64, max_state=96),
+        supervised=lm,
+        scaffold=replace(lm, epochs=3.0, learning_rate=5e-4),
+        reward=RewardHeadConfig(examples=20000),
+        ppo=PPOConfig(iterations=200, turns=512, eval_every=20, eval_dialogues=0, checkpoint_every=50),
+        numbers=StepNumbers(learning_rate=5e-5, warmup_steps=5, thresholds=dict(_THRESHOLDS)),
+    )

@@ -1,0 +1,165 @@
+"""A run's folder: its configuration, which stages are done, what the code was."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+_PACKAGES = ("morejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "sacrebleu")
+# What may differ between a run and its continuation: it decides how far and where to run, not what comes out.
+_FREE = ("stages", "resume", "out", "devices", "data_dir", "eval_splits")
+
+
+class RunError(ValueError):
+    """A run's folder that cannot be used as asked; the message says what to do."""
+
+
+class Run:
+    """The folder of one run.
+
+    Args:
+        directory: where everything goes; made when missing.
+        config: resolved configuration, a JSON-able mapping.
+        resume: continue what is there.
+
+    Raises:
+        RunError: the folder is not empty and `resume` is off, or it holds a run with another configuration.
+    """
+
+    def __init__(self, directory: Path | str, config: Mapping[str, Any], *, resume: bool):
+        self.directory = Path(directory)
+        if self.directory.exists() and any(self.directory.iterdir()):
+            if not resume:
+                raise RunError(
+                    f"--out {self.directory} is not empty: pass --resume to continue that run, or name another folder"
+                )
+            self._check_same(config)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._config = dict(config)
+        self._write_config()
+
+    def _check_same(self, config: Mapping[str, Any]) -> None:
+        path = self.directory / "config.json"
+        if not path.is_file():
+            return
+        before = json.loads(path.read_text())["config"]
+        now = json.loads(json.dumps(config))
+        changed = [
+            f"{name}: {left!r} then, {right!r} now"
+            for name, left, right in _differences(before, now)
+            if name.split(".")[0] not in _FREE
+        ]
+        if changed:
+            raise RunError(f"--resume: {path} was written with another configuration ({'; '.join(changed[:5])})")
+
+    def _write_config(self) -> None:
+        document = {
+            "config": self._config,
+            "command": " ".join(["python", "-m", "morejax.experiments.multiwoz", *sys.argv[1:]]),
+            "versions": versions(),
+            "commit": git_commit(),
+            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        }
+        # `corpus` and the like are known only once the corpus is read: `describe` adds them.
+        path = self.directory / "config.json"
+        if path.is_file():
+            document = json.loads(path.read_text()) | document
+        write_json(path, document)
+
+    def describe(self, **facts: Any) -> None:
+        """Add top-level entries to config.json (corpus, splits, thresholds, ...)."""
+        path = self.directory / "config.json"
+        write_json(path, json.loads(path.read_text()) | facts)
+
+    def stage_record(self, stage: str) -> dict[str, Any] | None:
+        """What `stage` recorded when it was finished, or None."""
+        return self._stages().get(stage)
+
+    def timings(self) -> dict[str, float]:
+        """Seconds of every finished stage, all sittings together."""
+        return {name: record["seconds"] for name, record in self._stages().items()}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[dict[str, Any]]:
+        """Time a stage; the dict it yields is recorded when the block ends without an exception.
+
+        A stage that is interrupted adds its time to its next sitting.
+        """
+        spent_path = self.directory / f".{name}.seconds"
+        before = float(spent_path.read_text()) if spent_path.is_file() else 0.0
+        record: dict[str, Any] = {}
+        began = time.monotonic()
+        try:
+            yield record
+        except BaseException:
+            spent_path.write_text(str(before + time.monotonic() - began))
+            raise
+        record["seconds"] = round(before + time.monotonic() - began, 2)
+        spent_path.unlink(missing_ok=True)
+        write_json(self.directory / "stages.json", self._stages() | {name: record})
+
+    def _stages(self) -> dict[str, Any]:
+        path = self.directory / "stages.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(document, indent=1, ensure_ascii=False, default=_plain) + "\n")
+    part.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Python's and the main packages' versions."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that the package runs from, with `+` when it has changes; None outside one."""
+    folder = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
+        )
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=folder, capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} does not go into JSON: {value!r}")
+
+
+def _differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif before != now:
+        yield name, before, now
