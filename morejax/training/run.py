@@ -55,7 +55,7 @@ class Run:
         if not path.is_file():
             return
         before = json.loads(path.read_text())["config"]
-        now = json.loads(json.dumps(config))
+        now = json.loads(json.dumps(config, default=_plain))
         changed = [
             f"{name}: {left!r} then, {right!r} now"
             for name, left, right in _differences(before, now)

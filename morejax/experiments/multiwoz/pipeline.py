@@ -152,7 +152,8 @@ class Pipeline:
 
         def generate(prompts: Sequence[Ids]) -> list[Ids]:
             opened = [(*prompt[:-1], acts) for prompt in prompts]
-            return [self.task.split_reasoned(ids)[1] for ids in self._reasoned_generator(params, opened)]
+            written = self._reasoned_generator(params, opened)
+            return [self.task.split_reasoned(ids)[1][: self.config.context.max_reply] for ids in written]
 
         return generate
 
