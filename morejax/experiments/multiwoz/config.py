@@ -148,7 +148,7 @@ def _demo() -> MultiwozConfig:
 
 
 def _cpu() -> MultiwozConfig:
-    lm = LanguageModelConfig(epochs=3.0, tokens_per_batch=4096, learning_rate=2e-3)
+    lm = LanguageModelConfig(epochs=2.0, tokens_per_batch=4096, learning_rate=2e-3)
     return MultiwozConfig(
         preset="cpu",
         vocab_size=4096,
@@ -156,7 +156,7 @@ def _cpu() -> MultiwozConfig:
         critic=CriticConfig(kind="shared", hidden=128),
         context=ContextConfig(max_context=128, max_reply=48, max_state=64),
         supervised=lm,
-        scaffold=replace(lm, epochs=1.0, learning_rate=1e-3),
+        scaffold=replace(lm, epochs=0.6, learning_rate=1e-3),
         reward=RewardHeadConfig(),
         ppo=PPOConfig(iterations=80, turns=256, eval_every=10, eval_dialogues=150, checkpoint_every=5),
         numbers=StepNumbers(learning_rate=1e-4, warmup_steps=3, thresholds=dict(_THRESHOLDS)),

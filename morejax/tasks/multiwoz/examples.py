@@ -116,11 +116,11 @@ class Serialiser:
         self.stats = ContextStats()
         self._cache: dict[str, Ids] = {}
         names = (*vocabulary.special_tokens(), *PLACEHOLDERS)
-        self._id = {name: tokenizer.convert_tokens_to_ids(name) for name in names}
+        self._id = {name: vocabulary.token_id(tokenizer, name) for name in names}
         self._domain_of = self._markers(vocabulary.DOMAINS)
         self._slot_of = self._markers(vocabulary.STATE_SLOTS)
         self._value_of = self._markers(vocabulary.VALUES)
-        self._control = {self._id[name] for name in vocabulary.special_tokens()} | {tokenizer.pad_token_id}
+        self._control = {self._id[name] for name in vocabulary.special_tokens()}
 
     def _markers(self, names: Iterable[str]) -> dict[int, str]:
         return {self._id[vocabulary.marker(name)]: name for name in names}
@@ -256,7 +256,7 @@ class Serialiser:
         """
         head = self._previous_ids(previous_state)
         tail = self._tail_ids(state, db, with_acts)
-        reserve = self._reserve(with_acts) if self.config.track == "e2e" else len(tail)
+        reserve = max(len(tail), self._reserve(with_acts) if self.config.track == "e2e" else 0)
         budget = self.config.max_context - len(head) - reserve
         if budget < 2:
             raise PromptTooLong(
@@ -302,7 +302,7 @@ class Serialiser:
 
     def reply_ids(self, text: str) -> Ids:
         """Reply and `<eos>`, cut to `max_reply` tokens."""
-        ids = (*self.text_ids(text), self.tokenizer.eos_token_id)
+        ids = (*self.text_ids(text), self._id[vocabulary.EOS])
         excess = max(0, len(ids) - self.config.max_reply)
         self._count(replies_cut=int(excess > 0), reply_tokens_cut=excess)
         return ids[: self.config.max_reply]

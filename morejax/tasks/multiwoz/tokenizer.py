@@ -191,6 +191,18 @@ def decode_batch(tokenizer: PreTrainedTokenizerFast, sequences: Sequence[Sequenc
     return [decode(tokenizer, ids) for ids in sequences]
 
 
+def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """Id of one token.
+
+    Raises:
+        ValueError: the vocabulary has no such token, as in a tokenizer that was not made by `train_tokenizer`.
+    """
+    found = tokenizer.backend_tokenizer.token_to_id(token)
+    if found is None:
+        raise ValueError(f"the tokenizer has no token {token!r}, expected one made by train_tokenizer")
+    return found
+
+
 def placeholder_ids(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
     """Token id -> unified upper-case placeholder name, for example `{93: "NAME", ...}`."""
-    return {tokenizer.convert_tokens_to_ids(p): unify(p[1:-1]) for p in PLACEHOLDERS}
+    return {token_id(tokenizer, p): unify(p[1:-1]) for p in PLACEHOLDERS}

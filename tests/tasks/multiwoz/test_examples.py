@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import pytest
 
 from morejax.tasks.multiwoz import tokenizer as vocabulary
 from morejax.tasks.multiwoz.examples import DATABASE_TOKENS, ContextConfig, ContextStats, PromptTooLong, Serialiser
+from morejax.tasks.multiwoz.reader import read_corpus
 from morejax.tasks.multiwoz.records import Act, Dialogue, Turn
 
 STATE = {
@@ -204,15 +204,12 @@ def test_configuration_names_the_flag(field, value):
         ContextConfig(**{field: value})
 
 
-def test_real_corpus_is_serialised_fast_and_reversibly():
-    root = os.environ.get("MOREJAX_MULTIWOZ_DIR")
-    if not root:
-        pytest.skip("MOREJAX_MULTIWOZ_DIR is unset; it names a MultiWOZ 2.2 folder")
-    from morejax.tasks.multiwoz.reader import read_corpus
-
-    corpus = read_corpus(root, "dev")
+def test_real_corpus_is_serialised_fast_and_reversibly(real_root):
+    corpus = read_corpus(real_root, "dev")
     dialogues = corpus.dialogues("dev")
-    tokenizer = vocabulary.train_tokenizer((text for d in dialogues for t in d.turns for text in (t.user, t.delex)), 4096)
+    tokenizer = vocabulary.train_tokenizer(
+        (text for d in dialogues for t in d.turns for text in (t.user, t.delex)), 4096
+    )
     s = Serialiser(tokenizer, ContextConfig(max_context=200))
     start = time.perf_counter()
     examples = s.examples(dialogues, corpus.database, reasoned=True)

@@ -13,7 +13,9 @@ from transformers import AutoTokenizer
 
 from morejax.tasks.multiwoz import tokenizer as vocabulary
 from morejax.tasks.multiwoz.canonical import PLACEHOLDERS
+from morejax.tasks.multiwoz.embedded import write_embedded
 from morejax.tasks.multiwoz.normalise import normalise_response
+from morejax.tasks.multiwoz.reader import read_corpus
 
 TEXTS = [
     "i would like a cheap place to eat in the north, please.",
@@ -140,13 +142,22 @@ def test_import_is_silent_without_torch():
     assert "PyTorch" not in run.stderr + run.stdout
 
 
-def test_replies_of_the_real_dev_split_keep_their_normal_form():
-    root = os.environ.get("MOREJAX_MULTIWOZ_DIR")
-    if not root:
-        pytest.skip("MOREJAX_MULTIWOZ_DIR is unset; it names a MultiWOZ 2.2 folder")
-    from morejax.tasks.multiwoz.reader import read_corpus
-
-    replies = [t.delex for d in read_corpus(root, "dev").dialogues("dev") for t in d.turns]
+def check_replies(dialogues):
+    replies = [t.delex for d in dialogues for t in d.turns]
     tokenizer = vocabulary.train_tokenizer(replies[: len(replies) // 2], 2048)
     decoded = vocabulary.decode_batch(tokenizer, vocabulary.encode_batch(tokenizer, replies))
     assert [normalise_response(d) for d in decoded] == [normalise_response(r) for r in replies]
+
+
+def test_replies_of_the_embedded_corpus_keep_their_normal_form(tmp_path):
+    corpus = read_corpus(write_embedded(tmp_path / "corpus", dialogues=200))
+    check_replies(corpus.dialogues("train+dev+test"))
+
+
+def test_replies_of_the_real_dev_split_keep_their_normal_form(real_root):
+    check_replies(read_corpus(real_root, "dev").dialogues("dev"))
+
+
+def test_a_foreign_token_is_an_error(tokenizer):
+    with pytest.raises(ValueError, match="no token '<spa>', expected one made by train_tokenizer"):
+        vocabulary.token_id(tokenizer, "<spa>")
