@@ -66,6 +66,8 @@ class SamplerConfig:
     """Token that ends a reply."""
     pad_id: int = 0
     """Token written after the end."""
+    values: bool = False
+    """Also return the values of a shared critic, which the hidden states give for next to nothing."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -81,6 +83,8 @@ class Sample(NamedTuple):
     """bool[S, T], True up to and with the end token."""
     logp: jax.Array
     """f32[S, T], log-probability of each token under the sampled (tempered) distribution; 0 on padding."""
+    values: jax.Array | None = None
+    """f32[S, T, H], the critic's estimate before each token, when it reads the policy's hidden states anyway."""
 
 
 def draw(logits: jax.Array, uniform: jax.Array) -> jax.Array:
@@ -154,31 +158,34 @@ def sample(
         return token, chosen - jax.nn.logsumexp(logits, axis=-1)
 
     def write(carry, step):
-        tokens, valid, logps, done, hidden, cache, key_mask = carry
+        tokens, valid, logps, values, done, hidden, cache, key_mask = carry
         token, logp = choose(hidden, step)
+        if values is not None:
+            values = values.at[:, step].set(model.value.head(hidden))
         token = jnp.where(done, config.pad_id, token)
         tokens = tokens.at[:, step].set(token)
         valid = valid.at[:, step].set(~done)
         logps = logps.at[:, step].set(jnp.where(done, 0.0, logp))
-        return token, (tokens, valid, logps, done | (token == config.eos_id), hidden, cache, key_mask)
+        return token, (tokens, valid, logps, values, done | (token == config.eos_id), hidden, cache, key_mask)
 
     def body(state):
         step, carry = state
         token, carry = write(carry, step)
-        tokens, valid, logps, done, hidden, cache, key_mask = carry
+        *written, done, hidden, cache, key_mask = carry
         slot = context + step
         key_mask = jax.lax.dynamic_update_slice(key_mask, jnp.ones((rows, 1), bool), (0, slot))
         hidden, cache = model.trunk.decode(token, lengths + step, slot, key_mask, cache)
-        return step + 1, (tokens, valid, logps, done, hidden, cache, key_mask)
+        return step + 1, (*written, done, hidden, cache, key_mask)
 
     def unfinished(state):
         step, carry = state
-        return (step < steps - 1) & ~carry[3].all()
+        return (step < steps - 1) & ~carry[4].all()
 
     carry = (
         jnp.full((rows, steps), config.pad_id, jnp.int32),
         jnp.zeros((rows, steps), bool),
         jnp.zeros((rows, steps), jnp.float32),
+        _no_values(model, rows, steps) if config.values else None,
         jnp.zeros((rows,), bool),
         hidden,
         cache,
@@ -187,7 +194,14 @@ def sample(
     step, carry = jax.lax.while_loop(unfinished, body, (jnp.int32(0), carry))
     # The last token needs no decode after it.
     _, carry = write(carry, step)
-    return Sample(*carry[:3])
+    return Sample(*carry[:4])
+
+
+def _no_values(model, rows: int, steps: int) -> jax.Array:
+    """Room for the values; a critic with a trunk of its own has nothing to say about the policy's hidden states."""
+    if model.value is None or model.value.trunk is not None:
+        raise ValueError("SamplerConfig.values needs a model with critic.kind = shared")
+    return jnp.zeros((rows, steps, model.value.head.outer.out_features), jnp.float32)
 
 
 def compile_sampler(graphdef: nnx.GraphDef, config: SamplerConfig):

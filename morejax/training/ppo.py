@@ -93,15 +93,16 @@ class Shapes:
 
 
 def compile_assess(graphdef: nnx.GraphDef, frozen: Frozen, step: StepConfig, shapes: Shapes):
-    """A jitted (params, reference, language model, head, tokens, mask, ref tokens, ref mask) -> dict of arrays.
+    """A jitted (params, values, reference, language model, head, tokens, mask, ref tokens, ref mask) -> dict of arrays.
 
-    values f32[S, T, H]; logp_ref f32[S, T]; ref_logps f32[S, T, V] when the KL is exact; lm_logp, natural f32[S].
+    values f32[S, T, H], computed here unless the sampler gave them; logp_ref f32[S, T]; ref_logps f32[S, T, V] when the
+    KL is exact; lm_logp, natural f32[S].
     """
 
-    def assess(params, reference, language_model, head, tokens, mask, ref_tokens, ref_mask):
-        model = merge(graphdef, params)
-        hidden = model.hidden(tokens, mask)
-        values = model.values(tokens, mask, hidden)[:, shapes.context - 1 : -1]
+    def assess(params, values, reference, language_model, head, tokens, mask, ref_tokens, ref_mask):
+        if values is None:
+            model = merge(graphdef, params)
+            values = model.values(tokens, mask, model.hidden(tokens, mask))[:, shapes.context - 1 : -1]
         ref = merge(frozen.graphdef, reference)
         ref_hidden = ref.hidden(ref_tokens, ref_mask)[:, shapes.reasoned - 1 : -1]
         ref_logps = jax.nn.log_softmax(ref.logits(ref_hidden), axis=-1)
@@ -194,7 +195,11 @@ class Sampler:
         self.task, self.frozen, self.step, self.shapes, self.place = task, frozen, step, shapes, place
         self.reasoned = ppo.ref_context == "reasoned"
         settings = SamplerConfig(
-            max_new_tokens=shapes.reply, temperature=ppo.temperature, eos_id=task.eos_id, pad_id=task.pad_id
+            max_new_tokens=shapes.reply,
+            temperature=ppo.temperature,
+            eos_id=task.eos_id,
+            pad_id=task.pad_id,
+            values="trunk" not in state.params["value"],
         )
         self._sample = compile_sampler(state.graphdef, settings)
         self._assess = compile_assess(state.graphdef, frozen, step, shapes)
@@ -218,7 +223,7 @@ class Sampler:
             ref_tokens, ref_mask = tokens, mask
         frozen = self.frozen
         placed = self.place((tokens, mask, ref_tokens, ref_mask))
-        assessed = self._assess(params, frozen.reference, frozen.language_model, frozen.head, *placed)
+        assessed = self._assess(params, sample.values, frozen.reference, frozen.language_model, frozen.head, *placed)
         return build_rollout(
             self.task, prompts, sample, tokens, mask, context_mask, assessed, self.step, shapes
         )

@@ -19,7 +19,7 @@ import jax
 
 _PACKAGES = ("morejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "sacrebleu")
 # What may differ between a run and its continuation: it decides how far and where to run, not what comes out.
-_FREE = ("stages", "resume", "out", "devices", "data_dir", "eval_splits")
+_FREE = ("stages", "resume", "out", "devices", "data_dir", "eval_splits", "samples")
 
 
 class RunError(ValueError):
@@ -33,13 +33,22 @@ class Run:
         directory: where everything goes; made when missing.
         config: resolved configuration, a JSON-able mapping.
         resume: continue what is there.
+        first_read: configuration entry -> first stage that reads it; such an entry may change until that stage begins.
 
     Raises:
         RunError: the folder is not empty and `resume` is off, or it holds a run with another configuration.
     """
 
-    def __init__(self, directory: Path | str, config: Mapping[str, Any], *, resume: bool):
+    def __init__(
+        self,
+        directory: Path | str,
+        config: Mapping[str, Any],
+        *,
+        resume: bool,
+        first_read: Mapping[str, str] | None = None,
+    ):
         self.directory = Path(directory)
+        self._first_read = dict(first_read or {})
         if self.directory.exists() and any(self.directory.iterdir()):
             if not resume:
                 raise RunError(
@@ -59,10 +68,16 @@ class Run:
         changed = [
             f"{name}: {left!r} then, {right!r} now"
             for name, left, right in _differences(before, now)
-            if name.split(".")[0] not in _FREE
+            if not self._may_change(name.split(".")[0])
         ]
         if changed:
             raise RunError(f"--resume: {path} was written with another configuration ({'; '.join(changed[:5])})")
+
+    def _may_change(self, entry: str) -> bool:
+        return entry in _FREE or (entry in self._first_read and not self._begun(self._first_read[entry]))
+
+    def _begun(self, stage: str) -> bool:
+        return self.stage_record(stage) is not None or (self.directory / "checkpoints" / stage).exists()
 
     def _write_config(self) -> None:
         document = {

@@ -15,6 +15,18 @@ from morejax.training.ppo import PPOConfig
 from morejax.training.reward_heads import RewardHeadConfig
 
 STAGES = ("supervised", "scaffold", "reward_heads", "ppo", "evaluate")
+# Entries that the supervised stage does not read, and the first stage that does.
+FIRST_READ = {
+    "scaffold": "scaffold",
+    "reward": "reward_heads",
+    "ppo": "ppo",
+    "step": "ppo",
+    "numbers": "ppo",
+    "critic": "ppo",
+    "method": "ppo",
+    "mixed_weight": "ppo",
+    "threshold_margin": "ppo",
+}
 METHODS = ("more", "mixed", "fixed", "unconstrained", "supervised")
 PRESETS = ("demo", "cpu", "gpu")
 
@@ -165,17 +177,19 @@ def _cpu() -> MultiwozConfig:
 
 def _gpu() -> MultiwozConfig:
     lm = LanguageModelConfig(
-        epochs=10.0, tokens_per_batch=16384, learning_rate=1e-3, token_dropout=0.1, weight_decay=0.1, log_every=20
+        epochs=6.0, tokens_per_batch=16384, learning_rate=1e-3, token_dropout=0.1, weight_decay=0.1, log_every=20
     )
     return MultiwozConfig(
         preset="gpu",
         vocab_size=4096,
-        model=DecoderConfig(vocab_size=4096, max_length=256, layers=8, width=512, heads=8, dtype="bfloat16"),
+        model=DecoderConfig(
+            vocab_size=4096, max_length=256, layers=6, width=512, heads=8, dtype="bfloat16", scan=True
+        ),
         critic=CriticConfig(kind="shared", hidden=256),
         context=ContextConfig(history=5, max_context=192, max_reply=64, max_state=96),
         supervised=lm,
-        scaffold=replace(lm, epochs=3.0, learning_rate=5e-4),
+        scaffold=replace(lm, epochs=2.0, learning_rate=5e-4),
         reward=RewardHeadConfig(examples=20000),
-        ppo=PPOConfig(iterations=200, turns=512, eval_every=20, eval_dialogues=0, checkpoint_every=50),
-        numbers=StepNumbers(learning_rate=5e-5, warmup_steps=5, thresholds=dict(_THRESHOLDS)),
+        ppo=PPOConfig(iterations=150, turns=512, eval_every=15, eval_dialogues=0, checkpoint_every=50),
+        numbers=StepNumbers(learning_rate=1e-4, warmup_steps=4, thresholds=dict(_THRESHOLDS)),
     )

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from morejax.experiments.multiwoz.config import MultiwozConfig
+from morejax.experiments.multiwoz.config import FIRST_READ, MultiwozConfig
 from morejax.experiments.multiwoz.results import collect_results, write_samples
 from morejax.models import ActorCritic, RewardHead, split
 from morejax.models.split import Params
@@ -59,7 +59,7 @@ class Pipeline:
         self.mesh = _mesh(config.devices)
         self.corpus = _corpus(config)
         self.fit, self.select = _splits(config, self.corpus)
-        self.run = Run(config.run_dir, dataclasses.asdict(config), resume=config.resume)
+        self.run = Run(config.run_dir, dataclasses.asdict(config), resume=config.resume, first_read=FIRST_READ)
         self.dir = self.run.directory
         self.run.describe(
             corpus=self.corpus.name,
