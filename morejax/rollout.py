@@ -105,18 +105,26 @@ def draw(logits: jax.Array, uniform: jax.Array) -> jax.Array:
     if short:
         logits = jnp.pad(logits, ((0, 0), (0, short)), constant_values=-jnp.inf)
     weights = jnp.exp(logits - logits.max(-1, keepdims=True)).reshape(logits.shape[0], -1, 64)
-    blocks = jnp.cumsum(weights.sum(-1), axis=-1)
+    sums = weights.sum(-1)
+    blocks = jnp.cumsum(sums, axis=-1)
     target = uniform * blocks[:, -1]
-    block = jnp.minimum((blocks <= target[:, None]).sum(-1), blocks.shape[-1] - 1)
-    before = jnp.where(
-        block > 0, jnp.take_along_axis(blocks, jnp.maximum(block - 1, 0)[:, None], 1)[:, 0], 0.0
-    )
+    block = _first_above(blocks, target, sums)
+    before = jnp.where(block > 0, jnp.take_along_axis(blocks, jnp.maximum(block - 1, 0)[:, None], 1)[:, 0], 0.0)
     inside = jnp.take_along_axis(weights, block[:, None, None], 1)[:, 0]
-    cumulative = jnp.cumsum(inside, axis=-1)
-    # Rounding may push the target past the block's sum: stay on the last token that has any weight.
-    last = 63 - jnp.argmax(inside[:, ::-1] > 0, axis=-1)
-    within = jnp.minimum((cumulative <= (target - before)[:, None]).sum(-1), last)
+    within = _first_above(jnp.cumsum(inside, axis=-1), target - before, inside)
     return (block * 64 + within).astype(jnp.int32)
+
+
+def _first_above(cumulative: jax.Array, target: jax.Array, weights: jax.Array) -> jax.Array:
+    """First index i32[S] of positive weight whose cumulative weight f32[S, N] passes the target f32[S].
+
+    Cumulative sums are parallel, so rounding may let one grow at a zero weight, or end short of the target: an index
+    without weight is never taken, and past the end it is the last one with any.
+    """
+    present = weights > 0
+    passed = (cumulative > target[:, None]) & present
+    last = weights.shape[-1] - 1 - jnp.argmax(present[:, ::-1], axis=-1)
+    return jnp.where(passed.any(-1), jnp.argmax(passed, axis=-1), last)
 
 
 def sample(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -46,8 +48,12 @@ class TrainState:
     tx: optax.GradientTransformation = struct.field(pytree_node=False)
 
 
+@cache
 def default_optimizer() -> optax.GradientTransformation:
-    """Adam's preconditioner; the step applies learning rates and norm clipping itself, since both are traced."""
+    """Adam's preconditioner; the step applies learning rates and norm clipping itself, since both are traced.
+
+    One object for all states: the optimizer is part of a state's static structure, so another would be compiled anew.
+    """
     return optax.scale_by_adam(b1=0.9, b2=0.98, eps=1e-6)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -152,30 +151,46 @@ def check(rollout: Rollout, config: StepConfig) -> None:
     """Refuse a rollout that does not fit the config (at trace time, so for free).
 
     Raises:
-      ValueError: a missing reference, a wrong number of streams, or sequences that do not divide into minibatches.
+      ValueError: a missing reference, an array of the wrong shape, or sequences that do not divide into minibatches.
     """
-    sequences, response = rollout.resp_mask.shape
+    sequences, _ = rollout.resp_mask.shape
     if config.kl == "full" and rollout.ref_logps is None:
-        raise ValueError(
-            "step.kl = full needs rollout.ref_logps f32[S, T, V]; use k2 or k3 with rollout.logp_ref"
-        )
+        raise ValueError("step.kl = full needs rollout.ref_logps f32[S, T, V]; use k2 or k3 with rollout.logp_ref")
     if config.kl in ("k2", "k3") and rollout.logp_ref is None:
         raise ValueError(f"step.kl = {config.kl} needs rollout.logp_ref f32[S, T]")
     if sequences % config.minibatches:
         raise ValueError(
             f"{sequences} sequences (on each device) do not divide into step.minibatches = {config.minibatches}"
         )
-    counts = {"objectives": len(config.objectives), "constraints": len(config.constraints)}
-    for name, count in counts.items():
-        found = getattr(rollout, name).shape
-        if found != (sequences, response, count):
-            raise ValueError(
-                f"rollout.{name} has shape {found}, expected {(sequences, response, count)}: "
-                f"one column for each of step.{name} = {getattr(config, name)}"
-            )
-    chex.assert_shape(rollout.applies, (sequences, len(config.streams)))
-    chex.assert_shape(rollout.values_old, (sequences, response, len(config.streams)))
-    chex.assert_shape(rollout.logp_old, (sequences, response))
+    for name, expected, meaning in _shapes(rollout, config):
+        value = getattr(rollout, name)
+        found = None if value is None else jnp.shape(value)
+        if found is not None and found != expected:
+            raise ValueError(f"rollout.{name} has shape {found}, expected {expected}: {meaning}")
+
+
+def _shapes(rollout: Rollout, config: StepConfig) -> list[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and meaning of every array of a rollout whose `resp_mask` is [S, T]."""
+    sequences, response = rollout.resp_mask.shape
+    positions, streams = (sequences, response), len(config.streams)
+    per_stream = f"one column for each stream of {config.streams}"
+    shapes = [
+        ("tokens", (sequences, jnp.shape(rollout.context_mask)[-1] + response), "[S, C + T], context, then response"),
+        ("context_mask", (sequences, jnp.shape(rollout.tokens)[-1] - response), "[S, C]"),
+        ("logp_old", positions, "[S, T]"),
+        ("logp_ref", positions, "[S, T]"),
+        ("values_old", (*positions, streams), per_stream),
+        ("applies", (sequences, streams), per_stream),
+        ("scores", (sequences, streams), per_stream),
+        ("score_weights", (sequences, streams), per_stream),
+        ("group", (sequences,), "[S]"),
+    ]
+    for name in ("objectives", "constraints"):
+        names = getattr(config, name)
+        shapes.append((name, (*positions, len(names)), f"one column for each of step.{name} = {names}"))
+    if rollout.ref_logps is not None:
+        shapes.append(("ref_logps", (*positions, jnp.shape(rollout.ref_logps)[-1]), "[S, T, V]"))
+    return shapes
 
 
 def mean_scores(rollout: Rollout, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
@@ -185,7 +200,7 @@ def mean_scores(rollout: Rollout, axis_name: str | None = None) -> tuple[jax.Arr
       J f32[H] (0 where nothing applies) and the weight behind it f32[H].
     """
     rewards = jnp.concatenate([rollout.objectives, rollout.constraints], axis=-1)
-    summed = (rewards * rollout.resp_mask[..., None]).sum(1)
+    summed = jnp.where(rollout.resp_mask[..., None], rewards, 0.0).sum(1)
     scores = summed if rollout.scores is None else rollout.scores
     weights = rollout.applies.astype(jnp.float32)
     if rollout.score_weights is not None:
@@ -301,9 +316,7 @@ def _update(
 
     rho = jnp.where(batch.resp_mask, losses.ratio(logp, batch.logp_old), 1.0)
     valid = batch.resp_mask[..., None] & batch.applies[:, None, :]
-    per_stream = losses.surrogate_coefficients(
-        rho, batch.advantages, state.hyper.clip_low, state.hyper.clip_high
-    )
+    per_stream = losses.surrogate_coefficients(rho, batch.advantages, state.hyper.clip_low, state.hyper.clip_high)
     coefficients = jnp.where(valid, per_stream, 0.0) / scales.stream_tokens[None, None, :]
 
     def pull(cotangent):
@@ -337,11 +350,11 @@ def _update(
         combined = losses.mixed_coefficients(rho, scaled, mix, state.hyper.clip_low, state.hyper.clip_high)
     kl, kl_grad = _kl(config, batch, logps, logp, residual)
     entropy, entropy_grad = losses.entropy_and_grad(logps)
-    per_token = batch.resp_mask[..., None] / scales.tokens
     beta = 0.0 if config.kl == "none" else state.kl_coef
-    cotangent = -combined[..., None] * residual + per_token * (
-        beta * kl_grad - state.hyper.entropy_coef * entropy_grad
-    )
+    regulariser = (beta * kl_grad - state.hyper.entropy_coef * entropy_grad) / scales.tokens
+    # A choice, not a product: the reference may hold anything on padding, and 0 x inf is not 0.
+    regulariser = jnp.where(batch.resp_mask[..., None], regulariser, 0.0)
+    cotangent = regulariser - combined[..., None] * residual
     actor_grads = psum(pull(cotangent), axis_name)
     value_loss, value_grads = jax.value_and_grad(
         lambda critic: _value_loss(state, merge(graphdef, actor | critic), batch, hidden_all, scales, config)
@@ -365,7 +378,6 @@ def _update(
     log = {
         "gram": gram,
         "weights": learner.weights.weights,
-        "mix": mix,
         "made": running.astype(jnp.float32),
         "stream_loss": stream_loss,
         "clip_fraction": masked_mean(kept.astype(jnp.float32), valid, axis_name, axis=(0, 1)),
@@ -469,7 +481,8 @@ def _metrics(
 ) -> dict[str, jax.Array]:
     """Flat dict of scalars; logs have leading axes [epochs, minibatches], means are over the updates made."""
     mean = _mean_made(logs)
-    gram, weights, mix = mean["gram"], logs["weights"][-1, -1], logs["mix"][-1, -1]
+    gram, weights = mean["gram"], logs["weights"][-1, -1]
+    mix = jnp.concatenate(mixing_coefficients(weights, scales.multipliers, config.mix_norm))
     objectives = len(config.objectives)
     stats = WeightStats(
         gram[:objectives, :objectives],

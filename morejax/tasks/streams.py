@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 Kind = Literal["constraint", "objective"]
 
 
+class NonFiniteStream(ValueError, FloatingPointError):
+    """A stream returned NaN or infinity; the message names stream, dialogue and turn."""
+
+
 @dataclass(frozen=True)
 class SampledTurn:
     """One sampled system reply and the turn it answers.
@@ -233,8 +237,8 @@ def compute_streams(
         Values by name, in the order of `names`.
 
     Raises:
-        ValueError: an unknown stream, a reply longer than `max_reply`, a wrong shape, or a value that is not
-            finite.
+        ValueError: an unknown stream, a reply longer than `max_reply`, or a wrong shape.
+        NonFiniteStream: a value that is NaN or infinite.
     """
     streams = [get_stream(name) for name in names]
     longest = int(batch.lengths.max(initial=0))
@@ -269,7 +273,7 @@ def _check_finite(stream: Stream, name: str, array: np.ndarray, batch: SampledBa
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
         turn = batch.turns[int(bad[0][0])]
-        raise ValueError(
+        raise NonFiniteStream(
             f"stream {stream.name!r}: {name} is {array[tuple(bad[0])]} for dialogue {turn.dialogue.id}, "
             f"turn {turn.turn.index}, expected finite values"
         )

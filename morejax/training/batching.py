@@ -62,9 +62,6 @@ def bucket(sequences: Sequences, tokens_per_batch: int, step: int = 32) -> dict[
             continue
         carried, span_needed = [], 0
         merged.setdefault(key, []).extend(indices)
-    if carried:
-        largest = (max(groups)[0], max(span_needed, max(key[1] for key in groups)))
-        merged.setdefault(largest, []).extend(carried)
     return {key: np.array(sorted(indices)) for key, indices in merged.items()}
 
 

@@ -31,7 +31,9 @@ class Checkpoints:
         """Write a pytree of arrays and a JSON; returns as soon as the arrays are copied. Saving a step again is a no-op."""
         if step == self.latest():
             return
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        # The JSON is written in the background: a copy, since the caller goes on changing its own.
+        frozen = json.loads(json.dumps(meta))
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(frozen))
         self._manager.save(step, args=arguments)
 
     def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:

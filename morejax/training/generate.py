@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import jax
@@ -25,15 +25,25 @@ class Generator:
         config: sampler; `with_settings` makes variants that share nothing but the model.
         batch: rows of a call; the last one is filled up.
         step: prompt lengths are rounded up to a multiple of this.
+        between: called between two batches; may raise to stop.
     """
 
-    def __init__(self, graphdef: nnx.GraphDef, config: SamplerConfig, *, batch: int = 128, step: int = 32):
-        self.graphdef, self.config, self.batch, self.step = graphdef, config, batch, step
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        config: SamplerConfig,
+        *,
+        batch: int = 128,
+        step: int = 32,
+        between: Callable[[], None] = lambda: None,
+    ):
+        self.graphdef, self.config, self.batch, self.step, self.between = graphdef, config, batch, step, between
         self._sampler = compile_sampler(graphdef, config)
 
     def with_settings(self, **changes) -> Generator:
         """A generator with other sampler settings."""
-        return Generator(self.graphdef, replace(self.config, **changes), batch=self.batch, step=self.step)
+        config = replace(self.config, **changes)
+        return Generator(self.graphdef, config, batch=self.batch, step=self.step, between=self.between)
 
     def __call__(
         self, params: Params, prompts: Sequence[Ids], *, seed: int = 0, progress: Progress | None = None
@@ -50,6 +60,7 @@ class Generator:
         replies: list[Ids] = [()] * len(prompts)
         done = 0
         for number, rows in enumerate(self._groups(prompts, order)):
+            self.between()
             length = -(-max(len(prompts[row]) for row in rows) // self.step) * self.step
             filled = [prompts[row] for row in rows] + [prompts[rows[0]]] * (self.batch - len(rows))
             tokens, mask = left_pad(filled, length, self.config.pad_id)

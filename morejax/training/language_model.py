@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -171,7 +172,7 @@ def fit(
         place: puts host arrays on the devices (sharding of a batch).
 
     Returns:
-        The trained parameters and {"dev_loss", "tokens", "seconds"}.
+        The trained parameters and {"dev_loss", "tokens", "steps"}.
 
     Raises:
         NonFinite: loss or gradient is NaN or infinite; the last checkpoint is from before.
@@ -184,14 +185,21 @@ def fit(
     # A copy: the state is donated, the caller keeps its parameters.
     state = LanguageModelState(jax.tree.map(jnp.copy, params), tx.init(params), jnp.int32(0))
     checkpoints = Checkpoints(run_dir / "checkpoints" / stage, keep=1)
-    start, restored = 0, None
+    start, seen, restored = 0, 0, None
     if checkpoints.latest() is not None:
         state, meta = checkpoints.restore(state)
         start = restored = meta["step"]
+        seen = meta["tokens"]
     update = compile_update(graphdef, tx)
     batches = _from_step(train, groups, config, per_epoch, start, seed, pad_id, drop_id)
-    began, seen, shown, pending = time.monotonic(), 0, 0, None
+    began, before, shown, pending = time.monotonic(), seen, seen, None
+
+    def flush() -> None:
+        if pending is not None:
+            _log(writer, stage, pending, config, steps, (seen - before) / (time.monotonic() - began))
+
     with (
+        contextlib.closing(checkpoints),
         open_writers(run_dir, stage, restored_step=restored) as writer,
         Progress(stage, steps, start=start) as bar,
     ):
@@ -200,24 +208,25 @@ def fit(
             state, loss, norm = update(state, *arrays)
             seen += batch.real_tokens
             # Read the numbers of the step before: the device is never waited for.
-            if pending is not None:
-                _log(writer, stage, pending, config, steps, seen / (time.monotonic() - began))
+            flush()
             pending = (step, loss, norm)
             if step % config.log_every == 0 or step == steps:
                 bar.update(step, {"loss": float(loss)}, tokens=seen - shown)
                 shown = seen
-            if step % config.checkpoint_every == 0 or stop:
+            # Read once: a signal that comes between saving and leaving waits for the next step.
+            stopping = bool(stop)
+            if step % config.checkpoint_every == 0 or stopping:
+                # The log is whole up to a checkpoint: a resumed one has no gap.
+                flush()
+                pending = None
                 _check_finite(stage, step, loss, norm)
-                checkpoints.save(step, state, {"step": step})
-            if stop:
-                checkpoints.close()
+                checkpoints.save(step, state, {"step": step, "tokens": seen})
+            if stopping:
                 stop.raise_if_set()
-        if pending is not None:
-            _log(writer, stage, pending, config, steps, seen / (time.monotonic() - began), last=True)
+        flush()
         dev_loss = evaluate_loss(graphdef, state.params, dev, config, pad_id)
         writer.scalars(steps, {"dev_loss": dev_loss})
         bar.write(f"{stage}: dev loss {dev_loss:.4f} nats per target token after {steps} steps")
-    checkpoints.close()
     return state.params, {"dev_loss": dev_loss, "tokens": float(seen), "steps": float(steps)}
 
 
@@ -237,9 +246,9 @@ def _from_step(train, groups, config, per_epoch, start, seed, pad_id, drop_id) -
         )
 
 
-def _log(writer, stage, pending, config, steps, rate, last=False) -> None:
+def _log(writer, stage, pending, config, steps, rate) -> None:
     step, loss, norm = pending
-    if step % config.log_every == 0 or step == 1 or last:
+    if step % config.log_every == 0 or step in (1, steps):
         _check_finite(stage, step, loss, norm)
         writer.scalars(step, {"loss": float(loss), "grad_norm": float(norm), "tokens_per_s": rate})
 
@@ -248,5 +257,6 @@ def _check_finite(stage: str, step: int, loss: jax.Array, norm: jax.Array) -> No
     for what, value in (("loss", float(loss)), ("gradient norm", float(norm))):
         if not math.isfinite(value):
             raise NonFinite(
-                f"{stage}, step {step}: the {what} is {value}; lower --{stage}.learning-rate and --resume"
+                f"{stage}, step {step}: the {what} is {value}; the checkpoint before it is kept (a run with a lower "
+                f"--{stage}.learning-rate needs another --out)"
             )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,7 @@ from morejax.models.split import Params, merge
 from morejax.rollout import Rollout, Sample, SamplerConfig, compile_sampler, token_logp
 from morejax.sharding import rollout_sharding, state_shardings
 from morejax.state import TrainState
+from morejax.tasks.streams import NonFiniteStream
 from morejax.training.batching import left_pad
 from morejax.training.checkpoint import Checkpoints, save_params
 from morejax.training.interrupt import StopRequest
@@ -192,8 +194,11 @@ class Sampler:
     """Prompts to rollouts, with everything that is compiled once."""
 
     def __init__(self, task, state: TrainState, frozen: Frozen, step: StepConfig, shapes: Shapes, ppo, place):
-        self.task, self.frozen, self.step, self.shapes, self.place = task, frozen, step, shapes, place
         self.reasoned = ppo.ref_context == "reasoned"
+        if not self.reasoned:
+            # The reference then reads the policy's own context.
+            shapes = replace(shapes, reasoned=shapes.context)
+        self.task, self.frozen, self.step, self.shapes, self.place = task, frozen, step, shapes, place
         settings = SamplerConfig(
             max_new_tokens=shapes.reply,
             temperature=ppo.temperature,
@@ -284,41 +289,51 @@ def fit(
     for _ in range(start):
         next(batches)
     final = run_dir / "checkpoints" / "ppo-final"
+    pending: tuple[Any, ...] | None = None
+
+    def flush() -> None:
+        if pending is not None:
+            progress["last"] = _log(writer, bar, *pending)
+            progress["first"] = progress["first"] or progress["last"]
+
     with (
+        contextlib.closing(checkpoints),
         open_writers(run_dir, "ppo", restored_step=restored) as writer,
         Progress("ppo", ppo.iterations, start=start, every_seconds=20) as bar,
     ):
         if start == 0 and ppo.eval_every:
             progress["best"] = _evaluate(evaluate, state.params, 0, writer, final, None, ppo)
-        pending = None
         for iteration in range(start + 1, ppo.iterations + 1):
             began = time.monotonic()
             rows = [prompt for number in next(batches) for prompt in prompts[number]]
             key, sample_key = jax.random.split(state.key)
-            rollout, count = sampler(state.params, rows, sample_key)
+            try:
+                rollout, count = sampler(state.params, rows, sample_key)
+            except NonFiniteStream as error:
+                raise NonFinite(f"ppo, iteration {iteration}: {error}; the checkpoint before it is kept") from error
             state, metrics = train(state.replace(key=key), rollout)
-            if pending is not None:
-                progress["last"] = _log(writer, bar, *pending)
+            # Read the numbers of the iteration before: the device is never waited for.
+            flush()
             pending = (iteration, metrics, count, began)
-            due = ppo.eval_every and (iteration % ppo.eval_every == 0 or iteration == ppo.iterations)
-            save = iteration % ppo.checkpoint_every == 0 or iteration == ppo.iterations or stop
-            if due or save or progress["first"] is None:
-                # Never write, or choose, a state whose numbers were not looked at.
-                progress["last"] = _log(writer, bar, *pending)
-                progress["first"] = progress["first"] or progress["last"]
+            last = iteration == ppo.iterations
+            due = ppo.eval_every and (iteration % ppo.eval_every == 0 or last)
+            save = iteration % ppo.checkpoint_every == 0 or last
+            # Never write, or choose, a state whose numbers were not looked at.
+            if due or save:
+                flush()
                 pending = None
             if due:
-                progress["best"] = _evaluate(
-                    evaluate, state.params, iteration, writer, final, progress["best"], ppo
-                )
-            if save:
+                progress["best"] = _evaluate(evaluate, state.params, iteration, writer, final, progress["best"], ppo)
+            # Read once, after the evaluation: whoever leaves has saved.
+            stopping = bool(stop)
+            if save or stopping:
+                flush()
+                pending = None
                 checkpoints.save(iteration, state, {"iteration": iteration, "progress": progress})
-            if stop:
-                checkpoints.close()
+            if stopping:
                 stop.raise_if_set()
         if ppo.keep == "last" or not ppo.eval_every:
             save_params(final, state.params, {"iteration": ppo.iterations})
-    checkpoints.close()
     return progress
 
 
@@ -360,8 +375,8 @@ def check_finite(iteration: int, numbers: dict[str, float]) -> None:
         )
         where = f"stream {', '.join(streams)}: " if streams else ""
         raise NonFinite(
-            f"ppo, iteration {iteration}: {where}{', '.join(bad[:6])} is not finite; the checkpoint before it is kept, "
-            "--resume continues from there (try a lower --numbers.learning-rate)"
+            f"ppo, iteration {iteration}: {where}{', '.join(bad[:6])} is not finite; the checkpoint before it is kept "
+            "(to try a lower --numbers.learning-rate, delete checkpoints/ppo and --resume)"
         )
 
 

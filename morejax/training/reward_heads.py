@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -90,16 +89,19 @@ def features_of(
     batch: int = 256,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`reply_features` of many replies, in batches: log-probabilities f32[N] and features f32[N, 2D]."""
-    run = jax.jit(partial(reply_features, graphdef, context=context))
     logps, features = [], []
     for start in range(0, len(prompts), batch):
         rows = slice(start, start + batch)
         tokens, mask = pack(prompts[rows], replies[rows], context, reply, pad_id, batch)
-        logp, feature = run(params, tokens, mask)
+        logp, feature = _reply_features(graphdef, params, tokens, mask, context)
         count = len(prompts[rows])
         logps.append(np.asarray(logp)[:count])
         features.append(np.asarray(feature)[:count])
     return np.concatenate(logps), np.concatenate(features)
+
+
+# One compilation for all calls with the same model and sizes.
+_reply_features = jax.jit(reply_features, static_argnames=("graphdef", "context"))
 
 
 def pack(
@@ -155,9 +157,9 @@ def calibration(probability: np.ndarray, human: np.ndarray, bins: int = 10) -> d
         the mean distance of confidence and accuracy, weighted by the bins' counts (Guo et al. 2017, 1706.04599).
     """
     human = human.astype(bool)
-    order = np.argsort(probability, kind="stable")
-    ranks = np.empty(len(order))
-    ranks[order] = np.arange(1, len(order) + 1)
+    # Equal probabilities share their mean rank: half of such pairs count as ordered.
+    _, place, count = np.unique(probability, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(count) - (count - 1) / 2)[place]
     positive, negative = human.sum(), (~human).sum()
     auc = (ranks[human].sum() - positive * (positive + 1) / 2) / max(positive * negative, 1)
     index = np.minimum((probability * bins).astype(int), bins - 1)

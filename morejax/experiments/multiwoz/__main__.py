@@ -70,7 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as stopped:
         print(f"{stopped}; continue with --resume", file=sys.stderr)
         return 128 + stopped.number
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except KeyboardInterrupt:
+        print("stopped at once; --resume continues from the last checkpoint", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("MOREJAX_DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr)

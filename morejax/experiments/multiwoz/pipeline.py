@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 import sys
@@ -37,6 +38,7 @@ from morejax.training.batching import Sequences
 from morejax.training.checkpoint import load_params, save_params
 from morejax.training.generate import Generator
 from morejax.training.interrupt import StopRequest
+from morejax.training.progress import Progress
 from morejax.training.report import write_report
 from morejax.training.run import Run, write_json
 
@@ -55,7 +57,7 @@ class Pipeline:
     """
 
     def __init__(self, config: MultiwozConfig, stop: StopRequest):
-        self.config, self.stop = config, stop
+        self.config, self.stop, self._stage = config, stop, ""
         self.mesh = _mesh(config.devices)
         self.corpus = _corpus(config)
         self.fit, self.select = _splits(config, self.corpus)
@@ -126,7 +128,12 @@ class Pipeline:
             eos_id=self.task.eos_id,
             pad_id=self.task.pad_id,
         )
-        return Generator(self.language_model[0], replace(defaults, **settings))
+        return Generator(self.language_model[0], replace(defaults, **settings), between=self._between_batches)
+
+    def _between_batches(self) -> None:
+        """Outside PPO, whose loop saves first, decoding may be left at once: its stage starts again."""
+        if self._stage != "ppo":
+            self.stop.raise_if_set()
 
     @cached_property
     def _reply_generator(self) -> Generator:
@@ -142,17 +149,23 @@ class Pipeline:
     def _reasoned_generator(self) -> Generator:
         return self.generator(max_new_tokens=self.config.context.max_reply + _MAX_ACTS)
 
-    def answer(self, params: Params) -> Callable[[Sequence[Ids]], list[Ids]]:
-        """Greedy replies of a model that answers directly."""
-        return lambda prompts: self._reply_generator(params, prompts)
+    def answer(self, params: Params, label: str = "") -> Callable[[Sequence[Ids]], list[Ids]]:
+        """Greedy replies of a model that answers directly; a label shows a progress bar."""
+        return lambda prompts: self._decode(self._reply_generator, params, prompts, label)
 
-    def reason_and_answer(self, params: Params) -> Callable[[Sequence[Ids]], list[Ids]]:
+    def _decode(self, generator: Generator, params: Params, prompts: Sequence[Ids], label: str) -> list[Ids]:
+        if not label:
+            return generator(params, prompts)
+        with Progress(label, len(prompts)) as bar:
+            return generator(params, prompts, progress=bar)
+
+    def reason_and_answer(self, params: Params, label: str = "") -> Callable[[Sequence[Ids]], list[Ids]]:
         """Greedy replies of the scaffold, which writes acts first."""
         acts = self.task.serialiser.token(vocabulary.ACTS)
 
         def generate(prompts: Sequence[Ids]) -> list[Ids]:
             opened = [(*prompt[:-1], acts) for prompt in prompts]
-            written = self._reasoned_generator(params, opened)
+            written = self._decode(self._reasoned_generator, params, opened, label)
             return [self.task.split_reasoned(ids)[1][: self.config.context.max_reply] for ids in written]
 
         return generate
@@ -161,9 +174,9 @@ class Pipeline:
         """Greedy states of a model (end-to-end track)."""
         return lambda prompts: self._state_generator(params, prompts)
 
-    def predict(self, params: Params, splits: str, *, reasoned: bool = False, limit: int = 0):
+    def predict(self, params: Params, splits: str, *, reasoned: bool = False, limit: int = 0, label: str = ""):
         """Predictions in the standard format."""
-        generate = self.reason_and_answer(params) if reasoned else self.answer(params)
+        generate = self.reason_and_answer(params, label) if reasoned else self.answer(params, label)
         return self.task.predict(splits, generate, self.write_states(params), limit)
 
     # Stages
@@ -225,7 +238,8 @@ class Pipeline:
         chosen = np.random.default_rng([self.config.seed, seed]).permutation(len(prompts))[:count]
         direct = [prompts[row].direct for row in chosen]
         human = [prompts[row].reference for row in chosen]
-        drawn = self.generator(temperature=1.0)(params, direct, seed=seed)
+        with Progress(f"reward_heads samples {splits}", len(direct)) as bar:
+            drawn = self.generator(temperature=1.0)(params, direct, seed=seed, progress=bar)
         logp, features = self._features(params, direct * 2, human + drawn)
         return {"logp": logp, "features": features, "human": np.arange(len(logp)) < len(human)}
 
@@ -294,11 +308,13 @@ class Pipeline:
     def _reference_scores(self, supervised, scaffold, head_graphdef, head) -> dict[str, dict[str, float]]:
         """J of every stream on the selection split for corpus replies and for the scaffold's greedy ones."""
         path = self.dir / "reference_scores.json"
+        if path.is_file():
+            return json.loads(path.read_text())
         prompts = [p for dialogue in self.corpus.dialogues(self.select) for p in self.task.prompts(dialogue)]
         direct = [prompt.direct for prompt in prompts]
         replies = {
             "human": [prompt.reference for prompt in prompts],
-            "scaffold": self.reason_and_answer(scaffold)(direct),
+            "scaffold": self.reason_and_answer(scaffold, "scaffold sets the thresholds")(direct),
         }
         scores = {}
         for who, said in replies.items():
@@ -357,7 +373,8 @@ class Pipeline:
         scores = []
         for name, (params, reasoned) in systems.items():
             for part in self._eval_splits():
-                made = self._predict_once(predictions.setdefault(name, {}), params, part, reasoned)
+                label = f"{name} answers {part}"
+                made = self._predict_once(predictions.setdefault(name, {}), params, part, reasoned, label)
                 scores.append({"system": name, "split": part} | self.task.score(made, part))
                 row = scores[-1]
                 print(
@@ -402,23 +419,25 @@ class Pipeline:
         named = dict.fromkeys((self.select, "dev", "test"))
         return tuple(name for name in named if self.corpus.splits.get(name))
 
-    def _predict_once(self, made: dict[str, Any], params: Params, part: str, reasoned: bool):
+    def _predict_once(self, made: dict[str, Any], params: Params, part: str, reasoned: bool, label: str):
         """Predictions of a split; a part of dev is taken from dev's when that is scored too."""
         ids = {dialogue.id for dialogue in self.corpus.dialogues(part)}
         if "dev" in self._eval_splits() and ids <= {d.id for d in self.corpus.splits.get("dev", ())}:
             if "dev" not in made:
-                made["dev"] = self.predict(params, "dev", reasoned=reasoned)
+                made["dev"] = self.predict(params, "dev", reasoned=reasoned, label=label)
             made[part] = {key: value for key, value in made["dev"].items() if key in ids}
         else:
-            made[part] = self.predict(params, part, reasoned=reasoned)
+            made[part] = self.predict(params, part, reasoned=reasoned, label=label)
         return made[part]
 
     def execute(self) -> Path:
         """Run the stages that are asked for and not done; returns the report's path (or the folder)."""
         for stage in self.config.stages:
+            self.stop.raise_if_set()
             if stage != "evaluate" and self.run.stage_record(stage) is not None:
                 print(f"{stage}: done before, skipped", file=sys.stderr)
                 continue
+            self._stage = stage
             with self.run.stage(stage) as record:
                 getattr(self, stage)(record)
         if (self.dir / "results.json").is_file():
@@ -429,8 +448,6 @@ class Pipeline:
 
     def _finish_results(self) -> None:
         """The evaluation's own time is known only now."""
-        import json
-
         path = self.dir / "results.json"
         write_json(path, json.loads(path.read_text()) | {"timings": self.run.timings()})
 

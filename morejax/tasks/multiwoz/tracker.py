@@ -101,7 +101,7 @@ _ACCEPT = re.compile(
     r"|perfect|yes|yeah|sure|address|phone|number|postcode|postal code|zip code)\b"
 )
 _TOWARDS = re.compile(r"\b(?:to|towards|into|in|at|reach\w*|for|destination(?: is| of)?|visit\w*)(?: the)? $")
-_AWAY = re.compile(r"\b(?:from|leav\w+|depart\w*(?: from| at)?|pick\w* (?:me|us) up (?:at|from|in))(?: the)? $")
+_AWAY = re.compile(r"\b(?:from|out of|leav\w+|depart\w*(?: from| at)?|pick\w* (?:me|us) up (?:at|from|in))(?: the)? $")
 _ARRIVING = re.compile(r"\barriv|\bget(?:s|ting)? (?:me |us |you )?(?:there|in|to)\b|\breach|\bbe there")
 _LEAVING = re.compile(r"\bleav|\bdepart|\bpick|\bset(?:s|ting)? off|\bgo(?:es|ing)? at\b")
 
