@@ -9,6 +9,7 @@ it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -34,7 +35,7 @@ from morejax.tasks.multiwoz.lexicalise import lexicalise
 from morejax.tasks.multiwoz.normalise import normalise_slot, normalise_value
 from morejax.tasks.multiwoz.records import State
 from morejax.tasks.multiwoz.scorer import estimate_domains
-from morejax.tasks.multiwoz.tracker import Ontology, build_ontology, mentioned_domain, track
+from morejax.tasks.multiwoz.tracker import Ontology, build_ontology, mentioned_domain, merge, track
 from morejax.training.checkpoint import load_params
 from morejax.training.generate import Generator
 
@@ -80,14 +81,21 @@ class Talker:
     write_state: Answer | None = None
     reasoned: bool = False
 
-    def reply(self, earlier: Sequence[tuple[str, str]], user: str, state: State) -> tuple[str, str]:
-        """The delexicalised reply and the acts written before it (empty for a model that answers directly)."""
+    def reply(self, earlier: Sequence[tuple[str, str]], user: str, state: State, before: State) -> tuple[str, str]:
+        """The delexicalised reply and the acts written before it (empty for a model that answers directly).
+
+        Args:
+            earlier: turns so far as (user utterance, delexicalised reply).
+            user: what is to be answered.
+            state: after that utterance.
+            before: state before it; end-to-end models read both.
+        """
         prompt = self.serialiser.prompt(
             earlier,
             user,
             state,
             self.serialiser.db_ids(state, self.database),
-            previous_state={} if self.write_state is None else state,
+            previous_state=before,
             where="conversation",
         )
         tokenizer = self.serialiser.tokenizer
@@ -133,7 +141,7 @@ class Conversation:
             PromptTooLong: the state no longer fits into the model's context; the conversation is as before.
         """
         state, domain = self._listen(user)
-        delex, acts = self.talker.reply(self.turns, user, state)
+        delex, acts = self.talker.reply(self.turns, user, state, self.state)
         self.state, self.domain = state, domain
         self.states.append(state)
         self.turns.append((user, delex))
@@ -163,13 +171,11 @@ class Conversation:
         slot = normalise_slot(slot)
         if slot not in known:
             raise ChatError(f"unknown slot {slot!r} of {domain}, expected one of {', '.join(known) or 'none'}")
-        after = {slot: old for slot, old in self.state.get(domain, {}).items()}
-        after.pop(slot, None)
-        if value:
-            try:
-                after[slot] = normalise_value(slot, value.lower())
-            except ValueError as error:
-                raise ChatError(str(error)) from error
+        try:
+            found = {slot: normalise_value(slot, value.lower())} if value else {}
+        except ValueError as error:
+            raise ChatError(str(error)) from error
+        after = merge(self.state.get(domain, {}), found, () if value else (slot,))
         self.state = {name: s for name, s in (self.state | {domain: after}).items() if s}
         self.domain = domain
 
@@ -289,7 +295,9 @@ def _default_system(run_dir: Path) -> str:
     for system in ("ppo", "supervised"):
         if (run_dir / "checkpoints" / f"{system}-final" / "meta.json").is_file():
             return system
-    raise ChatError(f"{run_dir}: no finished model yet (neither checkpoints/ppo-final nor checkpoints/supervised-final)")
+    raise ChatError(
+        f"{run_dir}: no finished model yet (neither checkpoints/ppo-final nor checkpoints/supervised-final)"
+    )
 
 
 def _load_model(run_dir: Path, config: Mapping[str, Any], system: str, vocab_size: int) -> tuple[nnx.GraphDef, Params]:
@@ -349,10 +357,8 @@ def talk(conversation: Conversation, lines: Iterable[str], *, show_delex: bool =
 
 def prompted() -> Iterable[str]:
     """Lines typed at a prompt, with history and editing where the system has readline."""
-    try:
+    with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (its import is what makes input() edit lines)
-    except ImportError:
-        pass
     while True:
         try:
             yield input("you> ")

@@ -1,9 +1,22 @@
-"""Test-wide JAX settings; they must be in force before any backend starts."""
+"""Test-wide JAX settings, in force before any backend starts, and builders of a tiny step for the core's tests."""
 
 from __future__ import annotations
 
+from functools import cache, partial
+from types import SimpleNamespace
+
 import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
 from hypothesis import settings
+
+from morejax.config import StepConfig, StepNumbers
+from morejax.models import ActorCritic, CriticConfig, DecoderConfig, merge, split
+from morejax.rollout import Rollout
+from morejax.state import default_optimizer, init_state
+from morejax.step import train_step
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -12,3 +25,110 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compilation makes the first example of every property slow, and CI must not depend on the draw.
 settings.register_profile("morejax", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("morejax")
+
+STREAMS = {"objectives": ("likeness", "fluency", "faithful"), "constraints": ("inform", "success")}
+SEQUENCES, CONTEXT, RESPONSE, VOCAB = 16, 6, 5, 64
+
+
+@cache
+def fast_compile():
+    """Options that make XLA compile three times faster, None where this jax does not know them."""
+    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options)(0)
+    except Exception:
+        return None
+    return options
+
+
+def step_config(**changes):
+    return StepConfig(**({"minibatches": 2, "epochs": 1} | STREAMS | changes))
+
+
+def step_numbers(**changes):
+    defaults = {"warmup_steps": 0, "stop_kl": 1e9, "thresholds": {"inform": 0.9, "success": 0.6}}
+    return StepNumbers(**(defaults | changes))
+
+
+def build_model(streams=5, critic=None, tied=True, **changes):
+    """A module with random parameters (numpy's: module initialisation op by op takes seconds)."""
+    shape = {"vocab_size": VOCAB, "max_length": 32, "layers": 2, "width": 16, "heads": 2, "scan": True}
+    config = DecoderConfig(**(shape | changes))
+    critic = CriticConfig(layers=1, width=8, heads=2, hidden=8) if critic is None else critic
+    abstract = nnx.eval_shape(lambda: ActorCritic(config, critic=critic, streams=streams, tied=tied, rngs=nnx.Rngs(0)))
+    graphdef, params = split(abstract)
+    return merge(graphdef, random_params(params))
+
+
+def random_params(abstract, seed=0, scale=0.1):
+    """Noise, and noise around 1 for the scales of norms: a fresh model's logits and values are too close to 0."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        centre = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(centre + scale * rng.normal(size=leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(fill, abstract)
+
+
+def build_state(config, numbers=None, *, tx=None, model=None):
+    graphdef, params = split(model or build_model(len(config.streams)))
+    tx = default_optimizer() if tx is None else tx
+
+    def init(params):
+        return init_state(merge(graphdef, params), config, numbers or step_numbers(), tx=tx)
+
+    return jax.jit(init, compiler_options=fast_compile())(params)
+
+
+def build_rollout(seed=0, sequences=SEQUENCES, streams=STREAMS):
+    """Random everything: left-padded contexts, replies of all lengths, streams that apply here and there."""
+    rng = np.random.default_rng(seed)
+    objectives, constraints = len(streams["objectives"]), len(streams["constraints"])
+    positions, count = (sequences, RESPONSE), objectives + constraints
+    contexts, replies = rng.integers(2, CONTEXT + 1, sequences), rng.integers(1, RESPONSE + 1, sequences)
+    tokens = rng.integers(2, VOCAB, (sequences, CONTEXT + RESPONSE)).astype(np.int32)
+    ref_logps = np.asarray(jax.nn.log_softmax(0.5 * rng.normal(size=(*positions, VOCAB)).astype(np.float32)))
+    applies = rng.random((sequences, count)) < 0.7
+    applies[:4] = True  # somewhere in every minibatch
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    return Rollout(
+        tokens=tokens,
+        context_mask=np.arange(CONTEXT)[None] >= CONTEXT - contexts[:, None],
+        resp_mask=np.arange(RESPONSE)[None] < replies[:, None],
+        logp_old=-4.2 + 0.3 * normal(*positions),
+        values_old=0.3 * normal(*positions, count),
+        objectives=normal(*positions, objectives),
+        constraints=normal(*positions, constraints),
+        applies=applies,
+        logp_ref=np.take_along_axis(ref_logps, tokens[:, CONTEXT:, None], -1)[..., 0],
+        ref_logps=ref_logps,
+        scores=rng.random((sequences, count)).astype(np.float32),
+        score_weights=(0.5 + rng.random((sequences, count))).astype(np.float32),
+    )
+
+
+@cache
+def jitted_step(config):
+    """`train_step` compiled once per config for all tests."""
+    return jax.jit(partial(train_step, config=config), compiler_options=fast_compile())
+
+
+@pytest.fixture(scope="session")
+def core():
+    """Builders of a tiny step: streams, config, numbers, model, state, rollout and the compiled step."""
+    return SimpleNamespace(
+        streams=STREAMS,
+        shape=(SEQUENCES, CONTEXT, RESPONSE, VOCAB),
+        config=step_config,
+        numbers=step_numbers,
+        model=build_model,
+        random_params=random_params,
+        state=build_state,
+        rollout=build_rollout,
+        step=jitted_step,
+        fast_compile=fast_compile,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Write a pytree of arrays and a JSON; returns as soon as the arrays are copied. Saving a step again is a no-op."""
+        """Write a pytree of arrays and a JSON; returns once the arrays are copied. Saving a step again is a no-op."""
         if step == self.latest():
             return
         # The JSON is written in the background: a copy, since the caller goes on changing its own.
@@ -55,10 +56,7 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=arguments)
         except (ValueError, KeyError) as error:
-            raise ValueError(
-                f"{self.directory}/{step}: the checkpoint does not fit this configuration (was the model or the step "
-                f"changed since?): {error}"
-            ) from error
+            raise _misfit(f"{self.directory}/{step}: the checkpoint does", error) from error
         return restored["state"], restored["meta"]
 
     def close(self) -> None:
@@ -82,14 +80,23 @@ def load_params(directory: Path | str, like: Any) -> tuple[Any, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: nothing is there, or it is incomplete.
+        ValueError: structure or shapes are not those of `like`.
     """
     directory = Path(directory).absolute()
     if not (directory / "meta.json").is_file():
         raise FileNotFoundError(
             f"{directory}: no finished parameters here; run the stage that makes them first"
         )
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     with ocp.StandardCheckpointer() as checkpointer:
-        params = checkpointer.restore(
-            directory / "params", jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        )
+        try:
+            params = checkpointer.restore(directory / "params", abstract)
+        except (ValueError, KeyError) as error:
+            raise _misfit(f"{directory}: the parameters do", error) from error
     return params, json.loads((directory / "meta.json").read_text())
+
+
+def _misfit(what: str, error: Exception) -> ValueError:
+    # Orbax explains over many lines; a user's error is one.
+    reason = textwrap.shorten(str(error), 400)
+    return ValueError(f"{what} not fit this configuration (was the model or the step changed since?): {reason}")

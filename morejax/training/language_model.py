@@ -184,6 +184,8 @@ def fit(
     tx = make_optimizer(config, steps)
     # A copy: the state is donated, the caller keeps its parameters.
     state = LanguageModelState(jax.tree.map(jnp.copy, params), tx.init(params), jnp.int32(0))
+    # Every leaf placed like the parameters: a leaf that jit is free to move costs a second compilation.
+    state = jax.device_put(state, jax.tree.leaves(params)[0].sharding)
     checkpoints = Checkpoints(run_dir / "checkpoints" / stage, keep=1)
     start, seen, restored = 0, 0, None
     if checkpoints.latest() is not None:

@@ -273,8 +273,9 @@ def fit(
         Interrupted: after a signal, once a checkpoint is written.
     """
     place: Callable[[Any], Any] = lambda tree: tree  # noqa: E731
+    # Every leaf placed: one that jit is free to move costs a second compilation.
+    state = jax.device_put(state, jax.devices()[0] if mesh is None else state_shardings(mesh, state))
     if mesh is not None:
-        state = jax.device_put(state, state_shardings(mesh, state))
         place = partial(jax.device_put, device=rollout_sharding(mesh))
     checkpoints = Checkpoints(run_dir / "checkpoints" / "ppo", keep=2)
     start, restored = 0, None

@@ -153,8 +153,8 @@ def calibration(probability: np.ndarray, human: np.ndarray, bins: int = 10) -> d
         bins: equal-width bins of the reliability table.
 
     Returns:
-        {"accuracy", "auc", "brier", "ece", "examples", "bins": [{"confidence", "accuracy", "count"}, ...]}, where ECE is
-        the mean distance of confidence and accuracy, weighted by the bins' counts (Guo et al. 2017, 1706.04599).
+        {"accuracy", "auc", "brier", "ece", "examples", "bins": [{"confidence", "accuracy", "count"}, ...]}, where ECE
+        is the mean distance of confidence and accuracy, weighted by the bins' counts (Guo et al. 2017, 1706.04599).
     """
     human = human.astype(bool)
     # Equal probabilities share their mean rank: half of such pairs count as ordered.

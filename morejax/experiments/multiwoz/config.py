@@ -143,7 +143,7 @@ _THRESHOLDS = {"inform": 0.93, "success": 0.90}
 
 
 def _demo() -> MultiwozConfig:
-    lm = LanguageModelConfig(epochs=2.0, tokens_per_batch=2048, learning_rate=3e-3, checkpoint_every=100)
+    lm = LanguageModelConfig(epochs=2.5, tokens_per_batch=1024, learning_rate=3e-3, checkpoint_every=500)
     return MultiwozConfig(
         preset="demo",
         vocab_size=1024,
@@ -151,10 +151,11 @@ def _demo() -> MultiwozConfig:
         critic=CriticConfig(kind="shared", hidden=64),
         context=ContextConfig(max_context=112, max_reply=40, max_state=48),
         supervised=lm,
-        scaffold=replace(lm, epochs=0.7, learning_rate=1.5e-3),
-        reward=RewardHeadConfig(examples=1500, held_out=500, steps=300),
-        ppo=PPOConfig(iterations=40, turns=128, eval_every=10, eval_dialogues=60, checkpoint_every=20),
-        numbers=StepNumbers(learning_rate=3e-4, warmup_steps=2, thresholds=dict(_THRESHOLDS), multiplier_ema=0.8),
+        scaffold=replace(lm, epochs=0.4, learning_rate=1.5e-3),
+        reward=RewardHeadConfig(examples=1000, held_out=500, steps=300),
+        ppo=PPOConfig(iterations=45, turns=128, eval_every=15, eval_dialogues=60, checkpoint_every=15),
+        step=StepConfig(epochs=2),
+        numbers=StepNumbers(learning_rate=6e-4, warmup_steps=2, thresholds=dict(_THRESHOLDS), multiplier_ema=0.8),
         samples=8,
     )
 
@@ -168,10 +169,11 @@ def _cpu() -> MultiwozConfig:
         critic=CriticConfig(kind="shared", hidden=128),
         context=ContextConfig(max_context=128, max_reply=48, max_state=64),
         supervised=lm,
-        scaffold=replace(lm, epochs=0.6, learning_rate=1e-3),
+        scaffold=replace(lm, epochs=0.5, learning_rate=1e-3),
         reward=RewardHeadConfig(),
-        ppo=PPOConfig(iterations=80, turns=256, eval_every=10, eval_dialogues=150, checkpoint_every=5),
-        numbers=StepNumbers(learning_rate=1e-4, warmup_steps=3, thresholds=dict(_THRESHOLDS)),
+        ppo=PPOConfig(iterations=60, turns=256, eval_every=10, eval_dialogues=150, checkpoint_every=5),
+        step=StepConfig(minibatches=8),
+        numbers=StepNumbers(learning_rate=3e-4, warmup_steps=3, kl_coef=0.1, thresholds=dict(_THRESHOLDS)),
     )
 
 

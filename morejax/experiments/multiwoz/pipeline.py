@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from morejax import config as configs
 from morejax.experiments.multiwoz.config import FIRST_READ, MultiwozConfig
 from morejax.experiments.multiwoz.results import collect_results, write_samples
 from morejax.models import ActorCritic, RewardHead, split
@@ -31,7 +32,7 @@ from morejax.tasks.multiwoz.embedded import embedded_root
 from morejax.tasks.multiwoz.examples import Serialiser
 from morejax.tasks.multiwoz.records import REAL_CORPUS_NAME, Corpus
 from morejax.tasks.multiwoz.task import MultiwozTask, TurnPrompts
-from morejax.tasks.streams import StreamContext
+from morejax.tasks.streams import StreamContext, get_stream
 from morejax.training import language_model, ppo
 from morejax.training import reward_heads as heads
 from morejax.training.batching import Sequences
@@ -40,7 +41,7 @@ from morejax.training.generate import Generator
 from morejax.training.interrupt import StopRequest
 from morejax.training.progress import Progress
 from morejax.training.report import write_report
-from morejax.training.run import Run, write_json
+from morejax.training.run import Run, RunError, write_json
 
 logger = logging.getLogger("morejax")
 
@@ -61,14 +62,51 @@ class Pipeline:
         self.mesh = _mesh(config.devices)
         self.corpus = _corpus(config)
         self.fit, self.select = _splits(config, self.corpus)
+        self._check_names()
         self.run = Run(config.run_dir, dataclasses.asdict(config), resume=config.resume, first_read=FIRST_READ)
         self.dir = self.run.directory
+        self._check_corpus()
         self.run.describe(
             corpus=self.corpus.name,
+            corpus_dialogues=self._sizes,
             corpus_root=self.corpus.root.name,
             corpus_skipped=self.corpus.skipped,
             splits={"fit": self.fit, "select": self.select, "ppo": self._ppo_split},
         )
+
+    def _check_names(self) -> None:
+        """Find out now, not after hours, what a later stage would not accept.
+
+        Raises:
+            ValueError: an unknown split or stream, or a number for a stream that the step does not have.
+        """
+        for splits in (self._ppo_split, *self.config.eval_splits):
+            self.corpus.dialogues(splits)
+        step, numbers = self.config.step, self.config.numbers
+        for name in step.streams:
+            get_stream(name)
+        thresholds = dict.fromkeys(step.constraints, 0.0) | dict(numbers.thresholds)
+        configs.hyper(step, replace(numbers, thresholds=thresholds))
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {name: len(dialogues) for name, dialogues in sorted(self.corpus.splits.items())}
+
+    def _check_corpus(self) -> None:
+        """A run goes on with the corpus that it began with, wherever that lies now."""
+        before = json.loads((self.dir / "config.json").read_text())
+        sizes = before.get("corpus_dialogues", {})
+        # A split may have come since (test dialogues that were held back); those that were there must be the same.
+        kept = {name: self._sizes.get(name) for name in sizes}
+        for name, then, now in (
+            ("corpus", before.get("corpus", self.corpus.name), self.corpus.name),
+            ("corpus_dialogues", sizes, kept),
+        ):
+            if then != now:
+                raise RunError(
+                    f"--resume: {self.dir} was run on another corpus ({name} {then!r} then, {now!r} now): "
+                    "give the --data-dir it was run with"
+                )
 
     # Parts that stages share
 
@@ -114,7 +152,7 @@ class Pipeline:
 
     def _on_devices(self, tree: Any) -> Any:
         if self.mesh is None:
-            return tree
+            return jax.device_put(tree, jax.devices()[0])
         return jax.device_put(tree, jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec()))
 
     def _place(self, tree: Any) -> Any:
@@ -144,6 +182,10 @@ class Pipeline:
         return self.generator(
             max_new_tokens=self.config.context.max_state, eos_id=self.task.serialiser.token(vocabulary.DATABASE)
         )
+
+    @cached_property
+    def _sampling_generator(self) -> Generator:
+        return self.generator(temperature=1.0)
 
     @cached_property
     def _reasoned_generator(self) -> Generator:
@@ -239,7 +281,7 @@ class Pipeline:
         direct = [prompts[row].direct for row in chosen]
         human = [prompts[row].reference for row in chosen]
         with Progress(f"reward_heads samples {splits}", len(direct)) as bar:
-            drawn = self.generator(temperature=1.0)(params, direct, seed=seed, progress=bar)
+            drawn = self._sampling_generator(params, direct, seed=seed, progress=bar)
         logp, features = self._features(params, direct * 2, human + drawn)
         return {"logp": logp, "features": features, "human": np.arange(len(logp)) < len(human)}
 
@@ -309,7 +351,9 @@ class Pipeline:
         """J of every stream on the selection split for corpus replies and for the scaffold's greedy ones."""
         path = self.dir / "reference_scores.json"
         if path.is_file():
-            return json.loads(path.read_text())
+            scores = json.loads(path.read_text())
+            if set(scores["human"]) == set(self.task.streams):
+                return scores
         prompts = [p for dialogue in self.corpus.dialogues(self.select) for p in self.task.prompts(dialogue)]
         direct = [prompt.direct for prompt in prompts]
         replies = {
@@ -391,8 +435,9 @@ class Pipeline:
                 write_json(target / f"{part}.json", made)
         results = collect_results(self.config, self.corpus.name, self.fit, self.select, scores, final, self.run)
         write_json(self.dir / "results.json", results)
-        shown = self.corpus.dialogues(self.select)[: self.config.samples]
-        before, after = predictions["supervised"][self.select], predictions[final][self.select]
+        part = self.select if self.select in self._eval_splits() else self._eval_splits()[0]
+        shown = self.corpus.dialogues(part)[: self.config.samples]
+        before, after = predictions["supervised"][part], predictions[final][part]
         write_samples(self.dir / "samples.json", shown, before, after)
         record |= {"splits": list(self._eval_splits())}
 

@@ -20,9 +20,9 @@ from morejax.tasks.multiwoz.normalise import normalise_slot, normalise_value
 from morejax.tasks.multiwoz.records import Schema, State
 
 _NUMBERS = {
-    word: str(number)
-    for number, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
-}
+    "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8",
+    "nine": "9", "ten": "10", "eleven": "11", "twelve": "12",
+}  # fmt: skip
 _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _SPELLINGS: dict[str, dict[str, str]] = {
     "area": {
@@ -49,9 +49,9 @@ _CUES = {
     "bus": r"bus(es)?",
     "hospital": r"hospitals?",
     "police": r"police",
-    "restaurant": r"restaurants?|eat|eatery|eateries|eating|dine|dining|food|meals?|lunch|dinner|tables?|cuisine|bistro",
+    "restaurant": r"restaurants?|eat|eatery|eateries|eating|dine|dining|food|meals?|lunch|dinner|tables?|cuisine",
     "hotel": r"hotels?|guest ?houses?|rooms?|lodging|accommodations?|stay|staying|sleep|bed and breakfast",
-    "attraction": r"attractions?|sightseeing|(places?|somewhere|something) to (visit|see|go)|things? to (do|see)|outing",
+    "attraction": r"attractions?|sightseeing|outing|(places?|somewhere|something|things?) to (visit|see|go|do)",
 }
 _JOURNEYS = ("taxi", "train", "bus")
 _VENUES = ("restaurant", "hotel", "attraction")
@@ -81,11 +81,13 @@ _TIME = re.compile(
 )
 _N = rf"(?P<n>\d{{1,2}}|{'|'.join(_NUMBERS)})"
 _PEOPLE = re.compile(
-    rf"\b{_N} (?:more )?(?:people|persons?|guests?|adults?|of us|tickets?|seats?|travell?ers?)\b"
+    rf"\b{_N} (?:more |train )?(?:people|persons?|guests?|adults?|of us|tickets?|seats?|travell?ers?)\b"
     rf"|\b(?:party|group|family|table|room|rooms|seats?|tickets?) (?:of|for) {_N.replace('<n>', '<n2>')}\b"
     rf"|\bfor {_N.replace('<n>', '<n3>')}\b(?! (?:nights?|days?|stars?|am\b|pm\b|o'?clock)|[:.]\d)"
 )
-_ALONE = re.compile(r"\b(?:just|only) (?:for )?(?:me|myself)\b|\bby myself\b|\balone\b|\b(?:a|one) (?:single )?ticket\b")
+_ALONE = re.compile(
+    r"\b(?:just|only) (?:for )?(?:me|myself)\b|\bby myself\b|\balone\b|\b(?:a|one) (?:single )?ticket\b"
+)
 _STAY = re.compile(rf"\b{_N} (?:nights?|days?)\b")
 _STARS = re.compile(rf"\b{_N} stars?\b")
 _BARE = re.compile(rf"^(?:for |just |only |it's |there are |there will be )*{_N}(?: please)?$")
@@ -236,7 +238,7 @@ def track(
         before = dict(after.get(domain, {}))
         values = [*_same(clause, domain, after), *_values(clause, domain, before, after, ontology)]
         found = {slot: normalise_value(slot, value) for slot, value in values if slot in ontology.slots[domain]}
-        slots = _merge(before, found, [_SLOT_WORDS[word] for word in _DONT_CARE.findall(clause)])
+        slots = merge(before, found, [_SLOT_WORDS[word] for word in _DONT_CARE.findall(clause)])
         _accept(slots, before, (offered or {}).get(domain), clause)
         news[domain] = news.get(domain, 0) + sum(before.get(slot) != value for slot, value in slots.items())
         after[domain] = slots
@@ -244,6 +246,15 @@ def track(
     most = max(latest, key=lambda name: news[name], default=None)
     about = most if most is not None and news[most] else domain
     return Tracked({name: slots for name, slots in after.items() if slots}, about)
+
+
+def merge(before: Mapping[str, str], found: Mapping[str, str], dropped: Iterable[str] = ()) -> dict[str, str]:
+    """A domain's slots with new values; a changed search constraint removes the name found under the old one."""
+    slots = {slot: value for slot, value in before.items() if slot not in set(dropped)} | dict(found)
+    changed = any(slot in before and before[slot] != value for slot, value in found.items() if slot in _SEARCH)
+    if changed and "name" not in found:
+        slots.pop("name", None)
+    return slots
 
 
 def _clauses(text: str) -> list[str]:
@@ -399,14 +410,6 @@ def _facilities(text: str) -> Iterator[tuple[str, str]]:
                 yield slot, "yes"
             elif not _INDIFFERENT.search(unwanted[0] + text[match.end() :]):
                 yield slot, "no"
-
-
-def _merge(before: Mapping[str, str], found: Mapping[str, str], dropped: Iterable[str]) -> dict[str, str]:
-    slots = {slot: value for slot, value in before.items() if slot not in set(dropped)} | dict(found)
-    changed = any(slot in before and before[slot] != value for slot, value in found.items() if slot in _SEARCH)
-    if changed and "name" not in found:
-        slots.pop("name", None)
-    return slots
 
 
 def _accept(slots: dict[str, str], before: Mapping[str, str], offered: str | None, clause: str) -> None:
