@@ -253,17 +253,16 @@ def load_talker(
     graphdef, params = _load_model(run_dir, config, system, len(serialiser.tokenizer))
 
     def writer(new_tokens: int, end: int) -> Answer:
-        sampler = SamplerConfig(new_tokens, temperature, end, int(serialiser.tokenizer.pad_token_id))
+        sampler = SamplerConfig(new_tokens, temperature, end, serialiser.token(vocabulary.PAD))
         # One prompt length, so one compilation.
         return _seeded(Generator(graphdef, sampler, batch=1, step=context.max_context), params, seed)
 
-    eos, reasoned = int(serialiser.tokenizer.eos_token_id), system == "scaffold"
-    end_to_end = context.track == "e2e"
+    reasoned, end_to_end = system == "scaffold", context.track == "e2e"
     return Talker(
         serialiser,
         database,
         build_ontology(database, read_schema(layout.schema)),
-        writer(context.max_reply + (_MAX_ACTS if reasoned else 0), eos),
+        writer(context.max_reply + (_MAX_ACTS if reasoned else 0), serialiser.token(vocabulary.EOS)),
         writer(context.max_state, serialiser.token(vocabulary.DATABASE)) if end_to_end else None,
         reasoned,
     )

@@ -54,4 +54,4 @@ def gram_all(
     """
     gradients = psum(jax.vmap(pull)(jnp.moveaxis(coefficients, -1, 0)), axis_name)
     leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(gradients)]
-    return sum(leaf @ leaf.T for leaf in leaves), gradients
+    return jnp.stack([leaf @ leaf.T for leaf in leaves]).sum(0), gradients

@@ -13,8 +13,7 @@ from flax import nnx, struct
 from morejax.models.split import Params, merge
 
 
-@struct.dataclass
-class Rollout:
+class Rollout(struct.PyTreeNode):
     """S sampled sequences: C context and T response positions, K objectives, M constraints, H = K + M streams.
 
     All arrays have the sequences in front, so one sharding fits all. Streams stand in the order of

@@ -16,8 +16,7 @@ from morejax.models.split import Params, split
 from morejax.reweight import WeightState, init_weights
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Parameters, optimizer, multipliers, weights and running statistics. K objectives, M constraints, H = K + M."""
 
     params: Params

@@ -158,7 +158,8 @@ def test_the_policy_stays_and_the_critic_moves_while_warming_up(core, config):
     state = core.state(config, core.numbers(warmup_steps=1))
     first, _ = core.step(config)(state, core.rollout())
     equal(first.params["trunk"], state.params["trunk"])
-    assert all((a != b).any() for a, b in zip(*map(jax.tree.leaves, (first.params["value"], state.params["value"]))))
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), first.params["value"], state.params["value"])
+    assert all(jax.tree.leaves(moved))
     second, _ = core.step(config)(first, core.rollout())
     assert (second.params["trunk"]["embedding"] != first.params["trunk"]["embedding"]).any()
 
@@ -235,7 +236,7 @@ def with_garbage(rollout, value):
 @pytest.mark.parametrize("value", [1e30, -1e30, -50.0])
 @pytest.mark.parametrize("kl", ["full", "k3"])
 def test_padding_and_streams_that_do_not_apply_change_no_number(core, kl, value):
-    config = core.config(epochs=EPOCHS) if kl == "full" else core.config(kl=kl)
+    config = core.config(epochs=EPOCHS) if kl == "full" else core.config(kl=kl, kl_controller="adaptive")
     rollout, state = core.rollout(), core.state(config)
     rollout = rollout.replace(resp_mask=rollout.resp_mask & (np.arange(16) != 5)[:, None])  # and one row is empty
     expected = core.step(config)(state, rollout)
@@ -300,13 +301,17 @@ def test_the_sampler_key_and_the_numbers_are_left_alone(core, config):
 
 def test_adaptive_kl_coefficient_by_hand(core):
     """beta <- beta (1 + gain clip(KL / target - 1, -0.2, 0.2)): far above the target it grows by 0.1 * 0.2."""
-    config = core.config(kl="k2", kl_controller="adaptive")
+    config = core.config(kl="k3", kl_controller="adaptive")
     numbers = core.numbers(kl_coef=0.5, kl_target=1e-3, kl_gain=0.1)
     new, metrics = core.step(config)(core.state(config, numbers), core.rollout())
     np.testing.assert_allclose([new.kl_coef, metrics["kl_coef"]], 0.5 * 1.02, rtol=1e-6)
 
 
 # ---- structure and errors ----------------------------------------------------------------------------------------
+
+
+def same(x):
+    return x
 
 
 @pytest.mark.parametrize(
@@ -325,9 +330,11 @@ def test_other_structures_keep_every_shape_and_type(core, streams, changes, mode
     model = core.model(len(config.streams), **model)
     state = core.state(config, core.numbers(thresholds=thresholds), model=model)
     new, metrics = jax.eval_shape(partial(train_step, config=config), state, core.rollout(streams=streams))
-    before, after = jax.tree_util.tree_flatten(state), jax.tree_util.tree_flatten(new)
-    assert before[1] == after[1]
-    assert [(x.shape, x.dtype, x.weak_type) for x in before[0]] == [(x.shape, x.dtype, x.weak_type) for x in after[0]]
+    # Weak types too: a leaf that changes its type compiles the step a second time.
+    before, after = (
+        jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), s) for s in (jax.eval_shape(same, state), new)
+    )
+    assert before == after
     assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
 
 
@@ -356,7 +363,7 @@ def refused(core, rollout, message, **changes):
 )
 def test_a_wrong_shape_names_the_field(core, field, shape):
     rollout = core.rollout().replace(**{field: np.zeros(shape, np.int32 if field == "tokens" else np.float32)})
-    refused(core, rollout, rf"rollout\.{field} has shape {re.escape(str(shape))}, expected \(16, ")
+    refused(core, rollout, rf"rollout\.{field} has shape {re.escape(str(shape))}, expected \(16,")
 
 
 @pytest.mark.parametrize(("kl", "field"), [("full", "ref_logps"), ("k2", "logp_ref"), ("k3", "logp_ref")])

@@ -72,6 +72,8 @@ def constraints_figure(metrics: Metrics) -> Figure | None:
     for axis, name in zip(axes, names, strict=True):
         _draw_constraint(axis, metrics, name, stream_colours(metrics)[name])
         axis.set(title=words(name), xlabel=ITERATION, ylabel="J")
+        if _draw_greedy(axis, metrics, name, stream_colours(metrics)[name]):
+            axis.set_title(f"{words(name)} (◆ greedy, selection split)")
     return figure
 
 
@@ -216,7 +218,8 @@ def overview_figure(metrics: Metrics) -> Figure | None:
         return None
     figure, (first, second, third, fourth) = panels(4, columns=2)
     _draw_constraints_together(first, metrics, constraints)
-    first.set(title="Constraints and their thresholds (dashed)", ylabel="J")
+    greedy = [_draw_greedy(first, metrics, name, stream_colours(metrics)[name]) for name in constraints]
+    first.set(title="Constraints, thresholds (dashed)" + (", greedy replies (◆)" if any(greedy) else ""), ylabel="J")
     draw_lines(second, metrics, {name: f"multiplier/{name}" for name in constraints}, raw=False)
     second.set(title="Multipliers", ylabel="λ")
     draw_lines(third, metrics, {name: f"weight/{name}" for name in objectives}, raw=False)
@@ -297,6 +300,14 @@ def _draw_constraint(axis: Axes, metrics: Metrics, name: str, colour: str) -> No
     axis.margins(x=0.02, y=0.12)
     text = {"fontsize": 8, "va": "bottom", "textcoords": "offset points", "xytext": (0, 2)}
     axis.annotate(f"threshold {threshold[0]:.3g}", (steps[0], threshold[0]), **text)
+
+
+def _draw_greedy(axis: Axes, metrics: Metrics, name: str, colour: str) -> bool:
+    """Mark the constraint's level under greedy decoding, where the run evaluated it; training samples instead."""
+    steps, percent = series(metrics, f"eval/{name}")
+    if len(steps):
+        axis.scatter(steps, percent / 100, marker="D", s=22, color=colour, edgecolor="white", linewidth=0.6, zorder=5)
+    return len(steps) > 0
 
 
 def _draw_constraints_together(axis: Axes, metrics: Metrics, names: Iterable[str]) -> None:

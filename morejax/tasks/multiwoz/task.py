@@ -64,12 +64,12 @@ class MultiwozTask:
     @property
     def eos_id(self) -> int:
         """Token that ends a reply."""
-        return int(self.tokenizer.eos_token_id)
+        return vocabulary.token_id(self.tokenizer, vocabulary.EOS)
 
     @property
     def pad_id(self) -> int:
         """Padding token."""
-        return int(self.tokenizer.pad_token_id)
+        return vocabulary.token_id(self.tokenizer, vocabulary.PAD)
 
     @property
     def drop_id(self) -> int:
@@ -90,7 +90,7 @@ class MultiwozTask:
         made = []
         for index, turn in enumerate(dialogue.turns):
             state = turn.state if states is None else states[index]
-            shared = dict(
+            shared: dict[str, Any] = dict(
                 earlier=[(t.user, t.delex) for t in dialogue.turns[:index]],
                 user=turn.user,
                 state=state,

@@ -233,7 +233,7 @@ def track(
     whole = tidy(utterance)
     for clause in _clauses(whole):
         domain = _clause_domain(clause, ontology) or domain
-        if domain not in ontology.slots:
+        if domain is None or domain not in ontology.slots:
             continue
         before = dict(after.get(domain, {}))
         values = [*_same(clause, domain, after), *_values(clause, domain, before, after, ontology)]
@@ -340,7 +340,7 @@ def _places(clause: str, domain: str, slots: Mapping[str, str], state: State, on
         found = _longest(found + [pair for pair in ontology.stations.find(clause)])
     places: dict[str, str] = {}
     for match, place in found:
-        places[_place_slot(clause, match, slots | places)] = place
+        places[_place_slot(clause, match, {**slots, **places})] = place
     return _blank(clause, (match for match, _ in found)), places.items()
 
 
