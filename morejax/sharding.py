@@ -21,7 +21,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(head/outer|reward/outer)/kernel$", (None, None)),
     (r"(attention/qkv|up)/bias$", ("tensor",)),
     (r"(attention/out|down|head/inner|head/outer|reward/inner|reward/outer)/bias$", (None,)),
-    (r"(norm1|norm2|final_norm)/(scale|bias)$", (None,)),
+    (r"norm[12]?/(scale|bias)$", (None,)),
 )
 
 
@@ -58,10 +58,7 @@ def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
         raise ValueError(f"parameter {name!r} matches {len(matches)} sharding rules, expected exactly one")
     axes = (None,) * (len(shape) - len(matches[0])) + matches[0]
     return PartitionSpec(
-        *(
-            axis if axis and size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(axes, shape, strict=True)
-        )
+        *(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=True))
     )
 
 
@@ -80,9 +77,7 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
     def place(path, leaf):
         name = path_name(path)
         parts = name.split("/")
-        is_parameter = parts[0] == "params" or (
-            parts[0] == "opt_state" and {"trunk", "value", "policy"} & set(parts)
-        )
+        is_parameter = parts[0] == "params" or (parts[0] == "opt_state" and {"trunk", "value", "policy"} & set(parts))
         spec = parameter_spec(name, leaf.shape, mesh) if is_parameter else PartitionSpec()
         return NamedSharding(mesh, spec)
 

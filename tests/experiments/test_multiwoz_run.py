@@ -1,0 +1,410 @@
+"""The main job from the command line on a tiny corpus: what it leaves, how it stops, goes on and fails."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from morejax.evaluate import evaluate_file
+from morejax.experiments.multiwoz.__main__ import main
+from morejax.training.writers import read_metrics
+
+pytestmark = pytest.mark.slow
+
+ITERATIONS = 5
+STREAMS = ("likeness", "fluency", "faithfulness", "naturalness", "inform", "success", "slots")
+SCORES = ("inform", "success", "bleu", "combined")
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def lines(run, stage):
+    """The log of a stage without what the clock says."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k != "tokens_per_s"} for r in records if r["stage"] == stage]
+
+
+def arrays(folder):
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder)
+
+
+def assert_same_arrays(left, right):
+    left, right = arrays(left), arrays(right)
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def assert_same_ppo(run, undisturbed):
+    """Same log, same state bit for bit, same policy, same scores."""
+    assert lines(run, "ppo") == lines(undisturbed, "ppo")
+    state = f"checkpoints/ppo/{ITERATIONS}/state"
+    assert_same_arrays(run / state, undisturbed / state)
+    assert_same_arrays(run / "checkpoints/ppo-final/params", undisturbed / "checkpoints/ppo-final/params")
+    left, right = (read(folder / "results.json") | {"timings": None} for folder in (run, undisturbed))
+    assert left == right
+
+
+def failure(arguments, capsys):
+    """Exit status and the one line of an error."""
+    status = main([str(argument) for argument in arguments])
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1, said
+    assert "Traceback" not in said
+    return status, said
+
+
+# What a run leaves
+
+
+def test_finished_stages_are_skipped(finished):
+    _, said = finished
+    for stage in ("supervised", "scaffold", "reward_heads"):
+        assert f"{stage}: done before, skipped" in said
+    assert "Traceback" not in said
+
+
+def test_the_banner_names_corpus_splits_and_method(finished):
+    run, said = finished
+    assert "method more, track policy, seed 0" in said
+    assert "corpus embedded (dev 4, test 4, train 32); fit train, select dev, ppo train" in said
+    assert f"out {run}" in said
+
+
+def test_config_says_what_was_run_on_what(finished, tiny):
+    run, _ = finished
+    config = read(run / "config.json")
+    assert config["corpus"] == "embedded"
+    assert config["splits"] == {"fit": "train", "select": "dev", "ppo": "train"}
+    assert {"python", "jax", "flax", "orbax-checkpoint"} <= config["versions"].keys()
+    assert re.fullmatch(r"[0-9a-f]{12}\+?", config["commit"] or "0" * 12)
+    assert config["config"]["method"] == "more"
+    assert config["config"]["model"]["width"] == 16
+    assert config["config"]["data_dir"] == str(tiny.corpus)
+    assert config["thresholds"].keys() == {"inform", "success", "slots"}
+    assert config["targets"].keys() == set(STREAMS[:4])
+    assert "--resume" in config["command"]
+
+
+def test_metrics_have_all_stages_and_names(finished):
+    run, _ = finished
+    supervised, ppo = lines(run, "supervised"), lines(run, "ppo")
+    steps = [line["step"] for line in supervised if "loss" in line]
+    assert steps == list(range(1, steps[-1] + 1))
+    assert len([line for line in supervised if "dev_loss" in line]) == 1
+    assert [line["step"] for line in lines(run, "scaffold") if "dev_loss" in line]
+    assert [line["step"] for line in ppo if "kl" in line] == list(range(1, ITERATIONS + 1))
+    assert [line["step"] for line in ppo if "eval/combined" in line] == [0, 2, 4, ITERATIONS]
+    names = set(ppo[-2])
+    for stream in STREAMS:
+        assert {f"J/{stream}", f"grad_norm/{stream}", f"explained_variance/{stream}"} <= names
+    for objective in STREAMS[:4]:
+        assert f"weight/{objective}" in names
+    for constraint in STREAMS[4:]:
+        assert {f"constraint/{constraint}/{n}" for n in ("threshold", "violation", "score_ema")} <= names
+        assert f"multiplier/{constraint}" in names
+    assert any(name.startswith("cosine/") for name in names)
+    assert any(name.startswith("share/") for name in names)
+    assert {"entropy", "kl", "response_tokens"} <= names
+    assert "tokens_per_s" in read_metrics(run / "metrics.jsonl")["ppo"]
+
+
+def test_tensorboard_has_the_same_stages(finished):
+    run, _ = finished
+    for stage in ("supervised", "scaffold", "ppo"):
+        events = list((run / "tensorboard" / stage).glob("events.out.tfevents.*"))
+        assert events
+        assert all(path.stat().st_size > 0 for path in events)
+
+
+def test_predictions_scored_again_give_the_results(finished, tiny):
+    run, _ = finished
+    results = read(run / "results.json")
+    rows = {(row["system"], row["split"]): row for row in results["scores"]}
+    assert rows.keys() == {(s, part) for s in ("supervised", "scaffold", "ppo") for part in ("dev", "test")}
+    for (system, part), row in rows.items():
+        folder = run / "predictions" if system == "ppo" else run / "predictions" / system
+        again = evaluate_file(folder / f"{part}.json", tiny.corpus, part)
+        assert again["missing"] == 0
+        assert {name: again[name] for name in SCORES} == {name: row[name] for name in SCORES}
+
+
+def test_results_are_those_of_the_policy_on_test(finished):
+    results = read(finished[0] / "results.json")
+    expected = {"method": "more", "track": "policy", "corpus": "embedded", "preset": "demo", "seed": 0}
+    expected |= {"fit": "train", "select": "dev", "split": "test", "system": "ppo", "dialogues": 4}
+    assert {name: results[name] for name in expected} == expected
+    row = next(r for r in results["scores"] if (r["system"], r["split"]) == ("ppo", "test"))
+    assert all(results[name] == row[name] for name in SCORES)
+    assert results["constraints"].keys() == {"inform", "success", "slots"}
+    assert results["timings"].keys() == {"supervised", "scaffold", "reward_heads", "ppo", "evaluate"}
+    assert all(seconds > 0 for seconds in results["timings"].values())
+
+
+def test_checkpoints_and_tokenizer_are_there(finished):
+    run, _ = finished
+    assert sorted(path.name for path in (run / "checkpoints" / "ppo").iterdir()) == ["3", "5"]
+    for stage in ("supervised", "scaffold", "reward_heads", "ppo"):
+        assert (run / "checkpoints" / f"{stage}-final" / "meta.json").is_file()
+    assert (run / "tokenizer" / "tokenizer.json").is_file()
+    assert read(run / "reward_heads.json")["naturalness"]["examples"] == 32
+
+
+def test_the_report_is_one_page_that_names_the_corpus(finished):
+    run, said = finished
+    page = (run / "report.html").read_text()
+    assert str(run / "report.html") in said
+    assert "embedded (made by the project itself)" in page
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", page)
+    assert not re.search(r"@import|url\(\s*['\"]?http", page)
+    assert page.count("<svg") + page.count("data:image") >= 3
+
+
+# Stopping and going on
+
+
+def test_kill_9_in_the_middle_of_ppo_and_resume(tiny, prepared, finished, copy_of):
+    run = copy_of(prepared)
+    arguments = tiny.arguments(run, resume=True)
+    saved = run / "checkpoints" / "ppo" / "3"
+    status, _ = tiny.interrupted(signal.SIGKILL, "ppo", 4, arguments, saved=saved)
+    assert status == -signal.SIGKILL
+    assert lines(run, "ppo")[-1]["step"] == 4
+    assert not (run / "results.json").exists()
+    done = tiny.run(run, resume=True)
+    assert done.returncode == 0, done.stderr
+    assert_same_ppo(run, finished[0])
+
+
+def test_sigterm_then_ctrl_c_in_ppo_and_resume(tiny, prepared, finished, copy_of):
+    run = copy_of(prepared)
+    arguments = tiny.arguments(run, resume=True)
+    for number, status, step in ((signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2)):
+        found, said = tiny.interrupted(number, "ppo", step, arguments)
+        assert found == status, said
+        assert said.splitlines()[-1] == f"stopped by {number.name}; continue with --resume"
+        assert "Traceback" not in said
+        # Not a step at which a checkpoint was due.
+        assert (run / "checkpoints" / "ppo" / str(step)).is_dir()
+    done = tiny.run(run, resume=True)
+    assert done.returncode == 0, done.stderr
+    assert_same_ppo(run, finished[0])
+
+
+def test_sigterm_in_supervised_and_resume(tiny, prepared, tmp_path):
+    run = tmp_path / "run"
+    arguments = tiny.arguments(run, "--stages", "supervised")
+    status, said = tiny.interrupted(signal.SIGTERM, "supervised", 3, arguments)
+    assert status == 143, said
+    assert "stopped by SIGTERM; continue with --resume" in said
+    assert (run / "checkpoints" / "supervised" / "3").is_dir()
+    done = tiny.run(run, "--stages", "supervised", resume=True)
+    assert done.returncode == 0, done.stderr
+    assert lines(run, "supervised") == lines(prepared, "supervised")
+    final = "checkpoints/supervised-final"
+    assert_same_arrays(run / final / "params", prepared / final / "params")
+    assert read(run / final / "meta.json") == read(prepared / final / "meta.json")
+
+
+def test_nan_from_a_stream_stops_the_run_and_names_it(tiny, prepared, copy_of):
+    run = copy_of(prepared)
+    # The stream is called twice for the reference scores, then once an iteration.
+    arguments = tiny.arguments(run, "--step.objectives", "likeness", "poison", "--ppo.checkpoint-every", "1", resume=True)
+    stopped = tiny.poisoned("poison", 4, arguments)
+    assert stopped.returncode == 3, stopped.stderr
+    last = stopped.stderr.splitlines()[-1]
+    assert last.startswith("error: ppo, iteration 2: stream 'poison': reward is nan for dialogue")
+    assert "the checkpoint before it is kept" in last
+    assert "Traceback" not in stopped.stderr
+    assert (run / "checkpoints" / "ppo" / "1").is_dir()
+    healed = tiny.poisoned("poison", 999, arguments)
+    assert healed.returncode == 0, healed.stderr
+    assert [line["step"] for line in lines(run, "ppo") if "kl" in line] == list(range(1, ITERATIONS + 1))
+
+
+# Methods and tracks
+
+
+@pytest.fixture(scope="module")
+def variants(tiny, prepared, tmp_path_factory):
+    """Short runs of other methods on the prepared stages, and two that diverge: folder, exit status, what all said."""
+    root = tmp_path_factory.mktemp("variants")
+    short = ("--ppo.iterations", "1", "--eval-splits", "test")
+    changes = {
+        "mixed": ("--method", "mixed", *short),
+        "unconstrained": ("--method", "unconstrained", "--ppo.ref-context", "direct", *short),
+        "supervised": ("--method", "supervised", *short),
+        "ppo diverges": ("--numbers.learning-rate", "1e30", "--numbers.warmup-steps", "0", "--ppo.eval-every", "0"),
+    }
+    runs = []
+    for name, more in changes.items():
+        shutil.copytree(prepared, root / name)
+        runs.append(tiny.arguments(root / name, *more, resume=True))
+    runs.append(tiny.arguments(root / "diverges", "--supervised.learning-rate", "1e30", "--stages", "supervised"))
+    statuses, said = tiny.each(runs)
+    return root, dict(zip([*changes, "diverges"], statuses, strict=True)), said
+
+
+@pytest.mark.parametrize("method", ["mixed", "unconstrained", "supervised"])
+def test_the_other_methods_run_and_results_say_so(variants, method):
+    root, statuses, said = variants
+    assert statuses[method] == 0, said
+    results = read(root / method / "results.json")
+    assert results["method"] == method
+    assert results["split"] == "test"
+    assert results["system"] == ("supervised" if method == "supervised" else "ppo")
+    assert {row["split"] for row in results["scores"]} == {"test"}
+    assert (root / method / "report.html").is_file()
+
+
+def test_methods_mix_as_they_say(variants):
+    root, _, _ = variants
+    mixed, unconstrained = (lines(root / name, "ppo")[-2] for name in ("mixed", "unconstrained"))
+    for name in ("inform", "success", "slots"):
+        assert mixed[f"multiplier/{name}"] == 0.25
+        assert unconstrained[f"multiplier/{name}"] == 0.0
+    assert [mixed[f"weight/{name}"] for name in STREAMS[:4]] == [0.25] * 4
+    assert len({unconstrained[f"weight/{name}"] for name in STREAMS[:4]}) > 1
+    assert not (root / "supervised" / "checkpoints" / "ppo").exists()
+
+
+def test_a_diverging_stage_stops_and_is_named(variants):
+    root, statuses, said = variants
+    assert statuses["diverges"] == statuses["ppo diverges"] == 3, said
+    assert re.search(r"^error: supervised, step \d+: the loss is nan; ", said, re.MULTILINE)
+    found = re.search(r"^error: ppo, iteration (\d): (.*) is not finite", said, re.MULTILINE)
+    assert found, said
+    assert "stream " in found[2]
+    assert "Traceback" not in said
+    # What is kept is from before.
+    for folder in (root / "ppo diverges" / "checkpoints" / "ppo").glob("[0-9]*"):
+        assert int(folder.name) < int(found[1])
+
+
+def test_two_devices(tiny, prepared, copy_of):
+    run = copy_of(prepared)
+    arguments = tiny.arguments(run, "--method", "fixed", "--devices", "2", "--ppo.iterations", "1", resume=True)
+    statuses, said = tiny.each([arguments], JAX_NUM_CPU_DEVICES="2")
+    assert statuses == [0], said
+    assert "on 2 x cpu" in said
+    results = read(run / "results.json")
+    assert (results["method"], results["system"]) == ("fixed", "ppo")
+    line = lines(run, "ppo")[-2]
+    assert [line[f"weight/{name}"] for name in STREAMS[:4]] == [0.25] * 4
+
+
+def test_end_to_end_track(tiny, tmp_path):
+    run = tmp_path / "run"
+    more = ("--track", "e2e", "--context.max-state", "64", "--context.max-context", "168", "--eval-splits", "dev")
+    done = tiny.run(run, *more, "--ppo.iterations", "1", "--ppo.eval-every", "0")
+    assert done.returncode == 0, done.stderr
+    predictions = read(run / "predictions" / "dev.json")
+    assert len(predictions) == 4
+    assert all(isinstance(turn["state"], dict) for turns in predictions.values() for turn in turns)
+    results = read(run / "results.json")
+    assert (results["track"], results["split"]) == ("e2e", "dev")
+    for row in results["scores"]:
+        assert 0 <= row["dst"]["joint_accuracy"] <= 100
+    again = evaluate_file(run / "predictions" / "dev.json", tiny.corpus, "dev")
+    assert again["dst"] == results["scores"][-1]["dst"]
+
+
+# Mistakes
+
+
+def test_a_folder_in_use_is_refused(tiny, finished, capsys):
+    run, _ = finished
+    before = (run / "config.json").read_bytes()
+    status, said = failure(tiny.arguments(run), capsys)
+    assert status == 2
+    assert said.startswith(f"error: --out {run} is not empty: pass --resume")
+    assert (run / "config.json").read_bytes() == before
+
+
+def test_a_changed_setting_is_named(tiny, finished, capsys):
+    run, _ = finished
+    before = (run / "config.json").read_bytes()
+    status, said = failure(tiny.arguments(run, "--seed", "1", "--numbers.kl-coef", "0.5", resume=True), capsys)
+    assert status == 2
+    assert "--resume" in said
+    assert "seed: 0 then, 1 now" in said
+    assert "numbers.kl_coef: 0.05 then, 0.5 now" in said
+    assert (run / "config.json").read_bytes() == before
+
+
+def test_another_corpus_is_refused(tiny, finished, capsys, tmp_path):
+    from morejax.tasks.multiwoz.embedded import write_embedded
+
+    other = write_embedded(tmp_path / "other", dialogues=20)
+    status, said = failure([*tiny.arguments(finished[0], resume=True), "--data-dir", other], capsys)
+    assert status == 2
+    assert "was run on another corpus" in said
+    assert "--data-dir" in said
+
+
+def test_no_data_no_fallback(tiny, capsys, tmp_path):
+    missing, out = tmp_path / "nowhere", tmp_path / "run"
+    status, said = failure(["--data-dir", missing, "--out", out], capsys)
+    assert status == 2
+    assert str(missing) in said
+    assert "corpus embedded" not in said
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["MultiWOZ_2.2/train/dialogues_001.json", "MultiWOZ_2.2/dialog_acts.json", "db/hotel_db.json", "goals.json"]
+)
+def test_a_truncated_file_is_named(tiny, capsys, tmp_path, name, monkeypatch):
+    monkeypatch.setenv("MOREJAX_CACHE", str(tmp_path / "cache"))
+    corpus = shutil.copytree(tiny.corpus, tmp_path / "corpus")
+    content = (corpus / name).read_bytes()
+    (corpus / name).write_bytes(content[: len(content) // 2])
+    status, said = failure(["--data-dir", corpus, "--out", tmp_path / "run"], capsys)
+    assert status == 2
+    assert str(corpus / name) in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--devices", "99"], r"--devices 99: only \d+ cpu device"),
+        (["--eval-splits", "holdout"], r"no split 'holdout'; this corpus has dev, test, train"),
+        (["--fit", "train+dev2"], r"no split 'dev2'"),
+        (["--ppo.split", "nothing"], r"no split 'nothing'"),
+        (["--step.objectives", "likeness", "charm"], r"unknown stream 'charm', registered: .*fluency"),
+        (["--numbers.targets", "charm", "1.0"], r"--numbers.targets: charm is not one of likeness"),
+    ],
+)
+def test_a_mistake_is_found_before_any_work(tiny, capsys, tmp_path, flags, expected):
+    status, said = failure(["--data-dir", tiny.corpus, "--out", tmp_path / "run", *flags], capsys)
+    assert status == 2
+    assert re.search(expected, said), said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_as_out_is_an_error_line(tiny, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, said = failure(["--data-dir", tiny.corpus, "--out", tmp_path / "file"], capsys)
+    assert status == 2
+    assert str(tmp_path / "file") in said
+
+
+@pytest.mark.parametrize("stage", ["scaffold", "ppo", "evaluate"])
+def test_a_stage_without_the_ones_it_needs_says_so(tiny, capsys, tmp_path, stage):
+    status = main(tiny.arguments(tmp_path / "run", "--stages", stage))
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert status == 2
+    assert "supervised-final: no finished parameters here; run the stage that makes them first" in said
