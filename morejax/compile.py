@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from morejax.config import StepConfig
 from morejax.rollout import Rollout
@@ -22,7 +24,7 @@ def compile_step(
     config: StepConfig,
     *,
     backend: str = "jit",
-    mesh: jax.sharding.Mesh | None = None,
+    mesh: Mesh | None = None,
     state: TrainState | None = None,
     donate: bool = True,
 ) -> Step:
@@ -33,7 +35,9 @@ def compile_step(
       backend: `jit` (one device, or a mesh) or `pmap` (data-parallel over all local devices).
       mesh: for `jit`: a `(data, fsdp, tensor)` mesh; the rollout is cut along data and fsdp, parameters by the rules
         of `morejax.sharding`. None keeps everything on one device.
-      state: needed with a mesh, to derive the state's shardings (an abstract state will do).
+      state: needed with a mesh, to derive the state's shardings (an abstract state will do). Before the first step
+        place the real one with `jax.device_put(state, state_shardings(mesh, state))`: one that lies elsewhere is
+        taken, but the second step then compiles again.
       donate: give the old state's memory to the new one; the old state is then gone.
 
     Returns:
@@ -46,9 +50,7 @@ def compile_step(
     donated = (0,) if donate else ()
     if backend == "pmap":
         if mesh is not None:
-            raise ValueError(
-                "backend = pmap is data-parallel only: use backend = jit with a mesh for fsdp or tensor"
-            )
+            raise ValueError("backend = pmap is data-parallel only: use backend = jit with a mesh for fsdp or tensor")
         return _pmap_step(config, donated)
     if backend != "jit":
         raise ValueError(f"backend must be jit or pmap, not {backend!r}")
@@ -61,7 +63,7 @@ def compile_step(
     return jax.jit(
         function,
         in_shardings=(shardings, rollout_sharding(mesh)),
-        out_shardings=(shardings, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())),
+        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=donated,
     )
 
@@ -86,14 +88,21 @@ def _pmap_step(config: StepConfig, donated: tuple[int, ...]) -> Step:
 
 
 def replicate(state: TrainState, devices: int | None = None) -> TrainState:
-    """One copy of the state per local device, on a leading axis, as `pmap` wants it."""
-    count = devices or jax.local_device_count()
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), state)
+    """One copy of the state on each local device, on a leading axis, as `pmap` wants it."""
+    chosen = np.array(jax.local_devices()[:devices])
+    # Placed as `pmap` places its own output: copies that lie elsewhere cost a second compilation at the second step.
+    sharding = NamedSharding(Mesh(chosen, ("data",)), PartitionSpec("data"))
+
+    def copy(tree):
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(chosen), *leaf.shape)), tree)
+
+    return jax.jit(copy, out_shardings=sharding)(state)
 
 
 def unreplicate(state: TrainState) -> TrainState:
-    """The first device's copy."""
-    return jax.tree.map(lambda leaf: leaf[0], state)
+    """The first device's copy, on that device."""
+    first = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, state)
+    return jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree))(first)
 
 
 def split_devices(tree: Any, devices: int | None = None) -> Any:

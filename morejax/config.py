@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import jax
@@ -53,9 +54,7 @@ class StepConfig:
             raise ValueError("--step.objectives must name at least one objective")
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise ValueError(
-                f"--step.objectives and --step.constraints name a stream twice: {', '.join(repeated)}"
-            )
+            raise ValueError(f"--step.objectives and --step.constraints name a stream twice: {', '.join(repeated)}")
         for flag in ("epochs", "minibatches"):
             if getattr(self, flag) < 1:
                 raise ValueError(f"--step.{flag} must be at least 1, not {getattr(self, flag)}")
@@ -70,9 +69,7 @@ class StepConfig:
                 "gradient per objective to weigh by"
             )
         if self.kl == "none" and self.kl_controller == "adaptive":
-            raise ValueError(
-                "--step.kl-controller adaptive steers nothing with --step.kl none: choose full, k2 or k3"
-            )
+            raise ValueError("--step.kl-controller adaptive steers nothing with --step.kl none: choose full, k2 or k3")
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -161,6 +158,27 @@ class StepNumbers:
     weight_alpha: float = 1.0
     """Power of the remaining deficit in `gradnorm_cf`."""
 
+    def __post_init__(self) -> None:
+        for (least, most), names in _RANGES.items():
+            for name in names.split():
+                value = getattr(self, name)
+                # The negation, so that a NaN is refused too.
+                if not least <= value <= most:
+                    flag = f"--numbers.{name.replace('_', '-')}"
+                    wanted = f"at least {least}" if most == math.inf else f"between {least} and {most}"
+                    raise ValueError(f"{flag} must be {wanted}, not {value}")
+
+
+_RANGES = {
+    (0, math.inf): (
+        "learning_rate value_learning_rate decay_steps warmup_steps max_grad_norm clip_high clip_value sigma_floor "
+        "kl_coef kl_gain stop_kl multiplier_init multiplier_lr multiplier_kp multiplier_ki multiplier_kd "
+        "multiplier_max multiplier_dead_band weight_alpha"
+    ),
+    (0, 1): "clip_low gamma gae_lambda score_ema multiplier_ema weight_ema weight_floor",
+    (1e-8, math.inf): "kl_target",
+}
+
 
 @struct.dataclass
 class Hyper:
@@ -188,6 +206,10 @@ class Hyper:
     weighting: WeightSettings
 
 
+_BY_STREAM = ("gamma", "gae_lambda", "thresholds", "targets", "gains", "weighting")
+_SCALARS = tuple(field.name for field in fields(Hyper) if field.name not in _BY_STREAM)
+
+
 def hyper(config: StepConfig, numbers: StepNumbers) -> Hyper:
     """Arrays of the numbers, in stream order.
 
@@ -203,17 +225,12 @@ def hyper(config: StepConfig, numbers: StepNumbers) -> Hyper:
     for name, streams in known.items():
         unknown = sorted(set(getattr(numbers, name)) - set(streams))
         if unknown:
-            raise ValueError(f"--numbers.{name}: {', '.join(unknown)} is not one of {', '.join(streams)}")
+            flag = f"--numbers.{name.replace('_', '-')}"
+            raise ValueError(f"{flag}: {', '.join(unknown)} is not one of {', '.join(streams)}")
     missing = [name for name in config.constraints if name not in numbers.thresholds]
     if missing:
         raise ValueError(f"--numbers.thresholds has no threshold for constraint {', '.join(missing)}")
-    scalars = {
-        name: jnp.float32(getattr(numbers, name))
-        for name in (
-            "learning_rate value_learning_rate decay_steps warmup_steps max_grad_norm clip_low clip_high clip_value "
-            "sigma_floor kl_target kl_gain stop_kl entropy_coef score_ema"
-        ).split()
-    }
+    scalars = {name: jnp.float32(getattr(numbers, name)) for name in _SCALARS}
     count = len(config.streams)
     return Hyper(
         **scalars,

@@ -108,9 +108,7 @@ def init_multipliers(num: int, initial: float | Sequence[float] | jax.Array) -> 
     )
 
 
-def clip_rule(
-    state: MultiplierState, signal: ErrorSignal, gains: MultiplierGains
-) -> tuple[jax.Array, jax.Array]:
+def clip_rule(state: MultiplierState, signal: ErrorSignal, gains: MultiplierGains) -> tuple[jax.Array, jax.Array]:
     """Projected gradient ascent on the dual: ``lambda <- clip(lambda + lr e, 0, max)``.
 
     A pure integral rule, so the dead band applies to its error. Source: the usual Lagrangian baseline of
@@ -120,9 +118,7 @@ def clip_rule(
     return value, value
 
 
-def pid_rule(
-    state: MultiplierState, signal: ErrorSignal, gains: MultiplierGains
-) -> tuple[jax.Array, jax.Array]:
+def pid_rule(state: MultiplierState, signal: ErrorSignal, gains: MultiplierGains) -> tuple[jax.Array, jax.Array]:
     """PID control of the multiplier, with an integral that cannot wind up.
 
         I <- clip(I + ki e, 0, max),   P = kp e,   D = kd max(0, EMA(J)_{t-1} - EMA(J)_t)
@@ -138,9 +134,7 @@ def pid_rule(
     return value, integral
 
 
-def fixed_rule(
-    state: MultiplierState, signal: ErrorSignal, gains: MultiplierGains
-) -> tuple[jax.Array, jax.Array]:
+def fixed_rule(state: MultiplierState, signal: ErrorSignal, gains: MultiplierGains) -> tuple[jax.Array, jax.Array]:
     """A fixed penalty: lambda stays what it was at the start, whatever the violation (0 drops the constraints)."""
     return state.value, state.integral
 

@@ -33,9 +33,7 @@ def ratio(logp: jax.Array, logp_old: jax.Array) -> jax.Array:
     return jnp.exp(logp - logp_old)
 
 
-def clipped_surrogate(
-    ratio: jax.Array, advantages: jax.Array, clip_low: Scalar, clip_high: Scalar
-) -> jax.Array:
+def clipped_surrogate(ratio: jax.Array, advantages: jax.Array, clip_low: Scalar, clip_high: Scalar) -> jax.Array:
     """PPO's clipped surrogate of every stream: ``min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)``.
 
     Args:
@@ -60,9 +58,7 @@ def _unclipped(rho: jax.Array, advantages: jax.Array, clip_low: Scalar, clip_hig
     return jnp.where(advantages >= 0, rho <= 1.0 + clip_high, rho >= 1.0 - clip_low)
 
 
-def surrogate_coefficients(
-    ratio: jax.Array, advantages: jax.Array, clip_low: Scalar, clip_high: Scalar
-) -> jax.Array:
+def surrogate_coefficients(ratio: jax.Array, advantages: jax.Array, clip_low: Scalar, clip_high: Scalar) -> jax.Array:
     """Derivative of `clipped_surrogate` by ``logp``: ``A rho 1[not clipped for that stream]``.
 
     Args:
@@ -246,9 +242,7 @@ def entropy_and_grad(logp_all: jax.Array) -> tuple[jax.Array, jax.Array]:
     return entropy, -p * (log_p + entropy[..., None])
 
 
-def value_loss(
-    values: jax.Array, returns: jax.Array, values_old: jax.Array, clip_range: Scalar | None
-) -> jax.Array:
+def value_loss(values: jax.Array, returns: jax.Array, values_old: jax.Array, clip_range: Scalar | None) -> jax.Array:
     """Clipped squared error of the critic, elementwise: ``0.5 max((V - R)^2, (V_clip - R)^2)``.
 
     ``V_clip = V_old + clip(V - V_old, -clip_range, clip_range)``; without a range just ``0.5 (V - R)^2``.

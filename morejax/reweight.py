@@ -92,9 +92,7 @@ def init_weights(base: Sequence[float] | jax.Array) -> WeightState:
     if weights.size and not isinstance(weights, jax.core.Tracer):
         given = weights.tolist()
         if not (sum(given) > 0 and all(0 <= x < float("inf") for x in given)):
-            raise ValueError(
-                f"objective weights are {given}, expected finite numbers >= 0 with a positive sum"
-            )
+            raise ValueError(f"objective weights are {given}, expected finite numbers >= 0 with a positive sum")
     weights = weights / jnp.sum(weights)
     # Two buffers: the state is donated, and a buffer cannot be donated twice.
     return WeightState(weights=weights, base=jnp.array(weights))
@@ -167,9 +165,7 @@ def relative_deficit(stats: WeightStats) -> jax.Array:
     return jnp.where(applies, left / jnp.maximum(mean, _TINY), 1.0)
 
 
-def update_weights(
-    state: WeightState, stats: WeightStats, rule: str, settings: WeightSettings
-) -> WeightState:
+def update_weights(state: WeightState, stats: WeightStats, rule: str, settings: WeightSettings) -> WeightState:
     """One update of the objective weights.
 
         w' = (1 - kappa) raw / sum(raw) + kappa b,      w <- ema w + (1 - ema) w'

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from hypothesis import settings
@@ -15,7 +16,7 @@ from hypothesis import settings
 from morejax.config import StepConfig, StepNumbers
 from morejax.models import ActorCritic, CriticConfig, DecoderConfig, merge, split
 from morejax.rollout import Rollout
-from morejax.state import default_optimizer, init_state
+from morejax.state import init_state
 from morejax.step import train_step
 
 jax.config.update("jax_platforms", "cpu")
@@ -50,13 +51,20 @@ def step_numbers(**changes):
     return StepNumbers(**(defaults | changes))
 
 
+@cache
+def model_structure(config, critic, streams, tied):
+    """Graph and shapes of a model: all that its constructor is needed for."""
+    return split(
+        nnx.eval_shape(lambda: ActorCritic(config, critic=critic, streams=streams, tied=tied, rngs=nnx.Rngs(0)))
+    )
+
+
 def build_model(streams=5, critic=None, tied=True, **changes):
     """A module with random parameters (numpy's: module initialisation op by op takes seconds)."""
     shape = {"vocab_size": VOCAB, "max_length": 32, "layers": 2, "width": 16, "heads": 2, "scan": True}
     config = DecoderConfig(**(shape | changes))
     critic = CriticConfig(layers=1, width=8, heads=2, hidden=8) if critic is None else critic
-    abstract = nnx.eval_shape(lambda: ActorCritic(config, critic=critic, streams=streams, tied=tied, rngs=nnx.Rngs(0)))
-    graphdef, params = split(abstract)
+    graphdef, params = model_structure(config, critic, streams, tied)
     return merge(graphdef, random_params(params))
 
 
@@ -72,13 +80,7 @@ def random_params(abstract, seed=0, scale=0.1):
 
 
 def build_state(config, numbers=None, *, tx=None, model=None):
-    graphdef, params = split(model or build_model(len(config.streams)))
-    tx = default_optimizer() if tx is None else tx
-
-    def init(params):
-        return init_state(merge(graphdef, params), config, numbers or step_numbers(), tx=tx)
-
-    return jax.jit(init, compiler_options=fast_compile())(params)
+    return init_state(model or build_model(len(config.streams)), config, numbers or step_numbers(), tx=tx)
 
 
 def build_rollout(seed=0, sequences=SEQUENCES, streams=STREAMS):
@@ -111,6 +113,9 @@ def build_rollout(seed=0, sequences=SEQUENCES, streams=STREAMS):
     )
 
 
+KEEP_GRADIENT = optax.trace(decay=0.0)  # its state is the last gradient that it saw
+
+
 @cache
 def jitted_step(config):
     """`train_step` compiled once per config for all tests."""
@@ -130,5 +135,6 @@ def core():
         state=build_state,
         rollout=build_rollout,
         step=jitted_step,
+        keep_gradient=KEEP_GRADIENT,
         fast_compile=fast_compile,
     )

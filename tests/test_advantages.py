@@ -173,9 +173,7 @@ def test_eight_devices_normalise_like_one(how):
     mask = rng.random((16, 4, 2)) < 0.6
     running = np.ones(2, np.float32)
     one, sigma = normalise(*map(jnp.asarray, (advantages, mask, running)), how)
-    split = jax.pmap(
-        lambda a, m: normalise(a, m, jnp.asarray(running), how, axis_name="data"), axis_name="data"
-    )
+    split = jax.pmap(lambda a, m: normalise(a, m, jnp.asarray(running), how, axis_name="data"), axis_name="data")
     many, sigmas = split(advantages.reshape(8, 2, 4, 2), mask.reshape(8, 2, 4, 2))
     np.testing.assert_allclose(many.reshape(16, 4, 2), one, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(sigmas, np.broadcast_to(sigma, (8, 2)), rtol=1e-5)
@@ -186,9 +184,7 @@ def test_gae_runs_under_shard_map():
     spec, whole = PartitionSpec("data"), PartitionSpec()
     mesh = Mesh(np.array(jax.devices()), ("data",))
     split = jax.shard_map(gae, mesh=mesh, in_specs=(spec, spec, spec, whole, whole), out_specs=spec)
-    for one, many in zip(
-        gae(rewards, values, mask, gamma, lam), split(rewards, values, mask, gamma, lam), strict=True
-    ):
+    for one, many in zip(gae(rewards, values, mask, gamma, lam), split(rewards, values, mask, gamma, lam), strict=True):
         np.testing.assert_allclose(one, many, rtol=1e-6, atol=1e-7)
 
 
@@ -200,9 +196,7 @@ def test_jit_equals_no_jit():
 
 def test_running_sigma_by_hand():
     """Stream 0 is new and adopts 2; stream 1 moves 0.9*1 + 0.1*2 = 1.1; stream 2 had no entry."""
-    got = update_running_sigma(
-        jnp.array([0.0, 1.0, 5.0]), jnp.array([2.0, 2.0, 0.0]), jnp.array([3.0, 3.0, 0.0]), 0.9
-    )
+    got = update_running_sigma(jnp.array([0.0, 1.0, 5.0]), jnp.array([2.0, 2.0, 0.0]), jnp.array([3.0, 3.0, 0.0]), 0.9)
     np.testing.assert_allclose(got, [2.0, 1.1, 5.0], rtol=1e-6)
 
 

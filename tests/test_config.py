@@ -67,6 +67,21 @@ def test_a_config_is_a_static_argument():
     assert StepConfig(objectives=("a",), constraints=("b", "c")).streams == ("a", "b", "c")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clip_low": 20}, "--numbers.clip-low must be between 0 and 1, not 20"),
+        ({"multiplier_ema": -0.1}, "--numbers.multiplier-ema must be between 0 and 1, not -0.1"),
+        ({"learning_rate": -1e-4}, "--numbers.learning-rate must be at least 0, not -0.0001"),
+        ({"stop_kl": float("nan")}, "--numbers.stop-kl must be at least 0, not nan"),
+        ({"kl_target": 0.0}, "--numbers.kl-target must be at least 1e-08, not 0.0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        StepNumbers(**changes)
+
+
 @pytest.fixture
 def config(core):
     return core.config()

@@ -7,13 +7,11 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from morejax.gradients import gram_all, gram_virtual
 from morejax.models import merge
 
-KEEP_GRADIENT = optax.trace(decay=0.0)  # its state is the last gradient that it saw
 LOW, HIGH, CLIP_VALUE, GAMMA, LAMBDA = 0.2, 0.3, 0.4, 0.95, 0.9
 BETA, ENTROPY = 0.3, 0.05
 
@@ -128,7 +126,7 @@ def run(core):
             **{"clip_low": LOW, "clip_high": HIGH, "clip_value": CLIP_VALUE, "gamma": GAMMA, "gae_lambda": LAMBDA},
             **{"kl_coef": BETA, "entropy_coef": ENTROPY, "objective_weights": {"fluency": 3.0}},
         )
-        state, rollout = core.state(config, numbers, tx=KEEP_GRADIENT), core.rollout()
+        state, rollout = core.state(config, numbers, tx=core.keep_gradient), core.rollout()
         new, metrics = core.step(config)(state, rollout)
         return SimpleNamespace(config=config, state=state, rollout=rollout, new=new, metrics=metrics)
 

@@ -91,9 +91,7 @@ def test_untested_constraint_keeps_everything(rule):
 
 def test_standard_error_by_hand():
     """J = 0.9, n = 64: sqrt(.9 * .1 / 64) = 0.0375, the 3.7 points of noise of one batch."""
-    np.testing.assert_allclose(
-        standard_error(array(0.9, 0.9, 1.2), array(64, 0, 64)), [0.0375, 0.0, 0.0], rtol=1e-5
-    )
+    np.testing.assert_allclose(standard_error(array(0.9, 0.9, 1.2), array(64, 0, 64)), [0.0375, 0.0, 0.0], rtol=1e-5)
 
 
 def test_dead_band_by_hand():
@@ -158,9 +156,7 @@ def test_multipliers_stay_in_range(rule, data):
         ema=data.draw(st.floats(0, 0.984375, width=32)),
         dead_band_z=data.draw(st.floats(0, 3, width=32)),
     )
-    _, values = play(
-        rule, gains, scores, threshold=data.draw(unit), count=data.draw(st.sampled_from([0.0, 1.0, 64.0]))
-    )
+    _, values = play(rule, gains, scores, threshold=data.draw(unit), count=data.draw(st.sampled_from([0.0, 1.0, 64.0])))
     assert all(0.0 <= value <= 4.0 for value in values)
 
 
@@ -196,9 +192,7 @@ def test_constraints_do_not_touch_each_other_and_vmap_agrees(rule):
 def test_jitted_with_a_donated_state_and_swept_gains(rule):
     """Gains are traced: one compilation serves a sweep. No buffer is donated twice."""
     update = jax.jit(
-        lambda state, score, gains: update_multipliers(
-            state, score, array(10, 10), array(0.9, 0.9), rule, gains
-        )[0],
+        lambda state, score, gains: update_multipliers(state, score, array(10, 10), array(0.9, 0.9), rule, gains)[0],
         donate_argnums=0,
     )
     for kp in (1.0, 3.0):

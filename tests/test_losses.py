@@ -249,9 +249,7 @@ def test_explained_variance_by_hand():
     values = jnp.array([[0.0, 1.0, 0.0, 0.0], [2.0, 1.0, -2.0, 3.0], [jnp.nan] * 4])
     mask = jnp.array([[True] * 4, [True] * 4, [False] * 4])
     # the last stream's returns do not vary: 0 by definition, not minus infinity
-    np.testing.assert_allclose(
-        losses.explained_variance(values, returns, mask), [1.0, 0.0, -3.0, 0.0], atol=1e-6
-    )
+    np.testing.assert_allclose(losses.explained_variance(values, returns, mask), [1.0, 0.0, -3.0, 0.0], atol=1e-6)
 
 
 def test_explained_variance_over_devices():

@@ -105,9 +105,7 @@ def test_deficit_keeps_its_sign_when_the_start_was_above_the_target():
 
 def test_deficit_of_negative_scores():
     """Log-likelihoods: J* = -1, J0 = -3, J = -2 is half way."""
-    np.testing.assert_allclose(
-        deficit(stats([1], score=[-2.0], initial=[-3.0], target=[-1.0])), [0.5], rtol=1e-5
-    )
+    np.testing.assert_allclose(deficit(stats([1], score=[-2.0], initial=[-3.0], target=[-1.0])), [0.5], rtol=1e-5)
 
 
 def test_deficit_is_finite_when_all_three_are_equal():
@@ -176,9 +174,7 @@ def test_weights_stay_on_the_simplex_above_the_floor(rule, data):
     k = data.draw(st.integers(1, 4))
     unit = st.floats(0, 1, width=32)
     vector = st.lists(unit, min_size=k, max_size=k)
-    settings = WeightSettings(
-        ema=data.draw(unit), floor=data.draw(unit), alpha=data.draw(st.floats(0, 3, width=32))
-    )
+    settings = WeightSettings(ema=data.draw(unit), floor=data.draw(unit), alpha=data.draw(st.floats(0, 3, width=32)))
     state = init_weights(data.draw(st.lists(st.floats(0.125, 1, width=32), min_size=k, max_size=k)))
     for _ in range(3):
         norm = data.draw(st.lists(st.sampled_from([0.0, 1e-6, 1e-3, 1.0, 40.0]), min_size=k, max_size=k))
@@ -208,8 +204,7 @@ def test_permuting_objectives_permutes_weights(rule, seed):
 @given(st.floats(0.125, 64, width=32))
 def test_a_common_scale_of_the_gradients_does_not_matter(scale):
     small, large = (
-        update_weights(init_weights([1, 1]), stats([f * 1.0, f * 3.0]), "gradnorm_cf", AT_ONCE)
-        for f in (1.0, scale)
+        update_weights(init_weights([1, 1]), stats([f * 1.0, f * 3.0]), "gradnorm_cf", AT_ONCE) for f in (1.0, scale)
     )
     np.testing.assert_allclose(small.weights, large.weights, rtol=1e-4)
 
@@ -220,9 +215,7 @@ def test_jit_vmap_and_donation(rule):
     eager = update_weights(init_weights([1, 1]), measured, rule, WeightSettings())
     jitted = jax.jit(lambda s, m, c: update_weights(s, m, rule, c), donate_argnums=0)
     settings = jax.tree.map(jnp.float32, WeightSettings())
-    np.testing.assert_allclose(
-        jitted(init_weights([1, 1]), measured, settings).weights, eager.weights, rtol=1e-5
-    )
+    np.testing.assert_allclose(jitted(init_weights([1, 1]), measured, settings).weights, eager.weights, rtol=1e-5)
     stacked = jax.tree.map(lambda x: jnp.stack([x, x]), (init_weights([1, 1]), measured))
     batched = jax.vmap(lambda s, m: update_weights(s, m, rule, WeightSettings()))(*stacked)
     np.testing.assert_allclose(batched.weights[1], eager.weights, rtol=1e-5)

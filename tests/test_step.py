@@ -39,9 +39,14 @@ def equal(one, two, **tolerance):
 def logp_of(state, rollout):
     """f32[S, T]: log-probability of the response under the state's policy."""
     context = rollout.context_mask.shape[1]
-    model = merge(state.graphdef, state.params)
-    logps = jax.nn.log_softmax(model.logits(model.hidden(rollout.tokens, rollout.mask)[:, context - 1 : -1]))
-    return np.asarray(jnp.take_along_axis(logps, rollout.tokens[:, context:, None], -1)[..., 0])
+
+    @jax.jit
+    def forward(params):
+        model = merge(state.graphdef, params)
+        logps = jax.nn.log_softmax(model.logits(model.hidden(rollout.tokens, rollout.mask)[:, context - 1 : -1]))
+        return jnp.take_along_axis(logps, rollout.tokens[:, context:, None], -1)[..., 0]
+
+    return np.asarray(forward(state.params))
 
 
 # ---- J, multipliers, weights -------------------------------------------------------------------------------------
@@ -164,31 +169,29 @@ def test_the_policy_stays_and_the_critic_moves_while_warming_up(core, config):
     assert (second.params["trunk"]["embedding"] != first.params["trunk"]["embedding"]).any()
 
 
-KEEP_GRADIENT = optax.trace(decay=0.0)
-
-
 @pytest.fixture(scope="module")
 def traced(core):
     """A config and a rollout of the policy itself, for an optimizer that keeps the gradient it saw last."""
-    config = core.config()
-    state = core.state(config, tx=KEEP_GRADIENT)
+    config = core.config(weights="inv_norm")
+    state = core.state(config, tx=core.keep_gradient)
     return config, core.rollout().replace(logp_old=logp_of(state, core.rollout()))
 
 
 def test_both_parts_are_clipped_by_their_own_norm(core, traced):
     config, rollout = traced
     numbers = core.numbers(max_grad_norm=1e-3, learning_rate=0.0, value_learning_rate=0.0)
-    new, metrics = core.step(config)(core.state(config, numbers, tx=KEEP_GRADIENT), rollout)
+    new, metrics = core.step(config)(core.state(config, numbers, tx=core.keep_gradient), rollout)
     assert min(metrics["grad_norm"], metrics["value_grad_norm"]) > 1e-2  # reported before clipping
     for name, part in new.opt_state.trace.items():
-        np.testing.assert_allclose(optax.tree.norm(part), 1e-3, rtol=1e-5, err_msg=name)
+        norm = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(part)))
+        np.testing.assert_allclose(norm, 1e-3, rtol=1e-5, err_msg=name)
 
 
 def test_early_stop_leaves_out_the_later_minibatches(core, traced):
     """Plain gradient descent, so that exactly one update is theta - rate * gradient."""
     config, rollout = traced
     numbers = core.numbers(stop_kl=1e-6, learning_rate=0.5, value_learning_rate=0.25, max_grad_norm=1.0)
-    state = core.state(config, numbers, tx=KEEP_GRADIENT)
+    state = core.state(config, numbers, tx=core.keep_gradient)
     new, metrics = core.step(config)(state, rollout)
     assert metrics["updates"] == 1
     assert metrics["kl_old"] < 1e-9  # means are over the updates made

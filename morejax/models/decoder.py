@@ -47,9 +47,7 @@ class DecoderConfig:
             raise ValueError(f"--model.remat must be none, dots or full, not {self.remat!r}")
         for name in ("vocab_size", "max_length", "layers", "width", "heads", "mlp_ratio"):
             if getattr(self, name) < 1:
-                raise ValueError(
-                    f"--model.{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}"
-                )
+                raise ValueError(f"--model.{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
 
 
 class KVCache(NamedTuple):
@@ -70,12 +68,8 @@ class Attention(nnx.Module):
         self.heads = config.heads
         dtype = jnp.dtype(config.dtype)
         out_scale = 0.02 / (2 * config.layers) ** 0.5
-        self.qkv = nnx.Linear(
-            config.width, 3 * config.width, dtype=dtype, kernel_init=_normal(0.02), rngs=rngs
-        )
-        self.out = nnx.Linear(
-            config.width, config.width, dtype=dtype, kernel_init=_normal(out_scale), rngs=rngs
-        )
+        self.qkv = nnx.Linear(config.width, 3 * config.width, dtype=dtype, kernel_init=_normal(0.02), rngs=rngs)
+        self.out = nnx.Linear(config.width, config.width, dtype=dtype, kernel_init=_normal(out_scale), rngs=rngs)
 
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """`[B, Q, D]` to queries, keys and values `[B, N, Q, E]`."""

@@ -12,9 +12,7 @@ class PolicyHead(nnx.Module):
 
     def __init__(self, width: int, vocab_size: int, *, tied: bool, rngs: nnx.Rngs):
         self.kernel = (
-            None
-            if tied
-            else nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocab_size, width), jnp.float32))
+            None if tied else nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocab_size, width), jnp.float32))
         )
 
     def __call__(self, hidden: jax.Array, trunk) -> jax.Array:

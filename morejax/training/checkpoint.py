@@ -34,8 +34,8 @@ class Checkpoints:
             return
         # The JSON is written in the background: a copy, since the caller goes on changing its own.
         frozen = json.loads(json.dumps(meta))
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(frozen))
-        self._manager.save(step, args=arguments)
+        written = ocp.args.StandardSave(_without_empty(state))
+        self._manager.save(step, args=ocp.args.Composite(state=written, meta=ocp.args.JsonSave(frozen)))
 
     def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Read a checkpoint back.
@@ -51,13 +51,16 @@ class Checkpoints:
         step = self.latest() if step is None else step
         if step is None:
             raise FileNotFoundError(f"{self.directory}: no checkpoint here")
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_empty(like))
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(step, args=arguments)
         except (ValueError, KeyError) as error:
             raise _misfit(f"{self.directory}/{step}: the checkpoint does", error) from error
-        return restored["state"], restored["meta"]
+        state = jax.tree.map(
+            lambda read, own: own if read is None else read, restored["state"], like, is_leaf=lambda leaf: leaf is None
+        )
+        return state, restored["meta"]
 
     def close(self) -> None:
         """Wait for pending writes."""
@@ -84,9 +87,7 @@ def load_params(directory: Path | str, like: Any) -> tuple[Any, dict[str, Any]]:
     """
     directory = Path(directory).absolute()
     if not (directory / "meta.json").is_file():
-        raise FileNotFoundError(
-            f"{directory}: no finished parameters here; run the stage that makes them first"
-        )
+        raise FileNotFoundError(f"{directory}: no finished parameters here; run the stage that makes them first")
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     with ocp.StandardCheckpointer() as checkpointer:
         try:
@@ -94,6 +95,11 @@ def load_params(directory: Path | str, like: Any) -> tuple[Any, dict[str, Any]]:
         except (ValueError, KeyError) as error:
             raise _misfit(f"{directory}: the parameters do", error) from error
     return params, json.loads((directory / "meta.json").read_text())
+
+
+def _without_empty(tree: Any) -> Any:
+    # Orbax does not write arrays without elements, which a step without constraints has.
+    return jax.tree.map(lambda leaf: leaf if leaf.size else None, tree)
 
 
 def _misfit(what: str, error: Exception) -> ValueError:

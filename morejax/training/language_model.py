@@ -75,9 +75,7 @@ def make_optimizer(config: LanguageModelConfig, steps: int) -> optax.GradientTra
         max(2, steps),
         0.05 * config.learning_rate,
     )
-    matrices = partial(
-        jax.tree_util.tree_map_with_path, lambda path, leaf: "kernel" in jax.tree_util.keystr(path)
-    )
+    matrices = partial(jax.tree_util.tree_map_with_path, lambda path, leaf: "kernel" in jax.tree_util.keystr(path))
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
         optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=config.weight_decay, mask=matrices),
@@ -118,9 +116,7 @@ def compile_update(graphdef: nnx.GraphDef, tx: optax.GradientTransformation):
     return update
 
 
-def evaluate_loss(
-    graphdef: nnx.GraphDef, params: Params, sequences: Sequences, config: LanguageModelConfig, pad: int
-):
+def evaluate_loss(graphdef: nnx.GraphDef, params: Params, sequences: Sequences, config: LanguageModelConfig, pad: int):
     """Mean negative log-likelihood per target token over all sequences, nats."""
     loss_of = _compiled_loss(graphdef)
     groups = batching.bucket(sequences, config.tokens_per_batch)

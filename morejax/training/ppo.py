@@ -229,9 +229,7 @@ class Sampler:
         frozen = self.frozen
         placed = self.place((tokens, mask, ref_tokens, ref_mask))
         assessed = self._assess(params, sample.values, frozen.reference, frozen.language_model, frozen.head, *placed)
-        return build_rollout(
-            self.task, prompts, sample, tokens, mask, context_mask, assessed, self.step, shapes
-        )
+        return build_rollout(self.task, prompts, sample, tokens, mask, context_mask, assessed, self.step, shapes)
 
 
 def fit(
@@ -349,9 +347,7 @@ def _evaluate(evaluate, params, iteration, writer, final, best, ppo) -> dict[str
     return best
 
 
-def _log(
-    writer, bar, iteration: int, metrics: dict[str, jax.Array], count: int, began: float
-) -> dict[str, float]:
+def _log(writer, bar, iteration: int, metrics: dict[str, jax.Array], count: int, began: float) -> dict[str, float]:
     """Fetch the metrics of an iteration, check and write them."""
     numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
     seconds = time.monotonic() - began
@@ -371,9 +367,7 @@ def check_finite(iteration: int, numbers: dict[str, float]) -> None:
     """
     bad = [name for name, value in numbers.items() if not math.isfinite(value)]
     if bad:
-        streams = sorted(
-            {name.split("/")[1] for name in bad if name.startswith(("J/", "stream_loss/", "grad_norm/"))}
-        )
+        streams = sorted({name.split("/")[1] for name in bad if name.startswith(("J/", "stream_loss/", "grad_norm/"))})
         where = f"stream {', '.join(streams)}: " if streams else ""
         raise NonFinite(
             f"ppo, iteration {iteration}: {where}{', '.join(bad[:6])} is not finite; the checkpoint before it is kept "
@@ -381,9 +375,7 @@ def check_finite(iteration: int, numbers: dict[str, float]) -> None:
         )
 
 
-def static_shapes(
-    prompts: Sequence[Sequence[TurnPrompts]], turns: int, reply: int, multiple: int = 16
-) -> Shapes:
+def static_shapes(prompts: Sequence[Sequence[TurnPrompts]], turns: int, reply: int, multiple: int = 16) -> Shapes:
     """The smallest static sizes, in multiples of 16, that hold every prompt."""
 
     def longest(which: str) -> int:

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,11 +87,11 @@ class Tiny:
             env=self.environment | environment,
             capture_output=True,
             text=True,
-            timeout=500,
+            timeout=1500,
         )
 
 
-def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 300) -> None:
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 1500) -> None:
     """Wait until a path exists, or fail with what the process said."""
     end = time.monotonic() + seconds
     while not path.exists():
@@ -107,6 +108,7 @@ def tiny(tmp_path_factory, core) -> Tiny:
     write_embedded(folder / "corpus", dialogues=40)
     options = core.fast_compile() or {}
     environment = os.environ | {
+        "PYTHONPATH": str(REPOSITORY),
         "MOREJAX_CACHE": str(folder / "cache"),
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
@@ -123,6 +125,14 @@ def prepared(tiny, tmp_path_factory) -> Path:
     done = tiny.run(out, "--stages", *BEFORE_PPO)
     assert done.returncode == 0, done.stderr
     return out
+
+
+@pytest.fixture(scope="session")
+def beside() -> Iterator[ThreadPoolExecutor]:
+    """A thread for children that run while tests wait for theirs: one of them keeps half of two cores idle."""
+    pool = ThreadPoolExecutor(1)
+    yield pool
+    pool.shutdown(cancel_futures=True)
 
 
 @pytest.fixture(scope="session")

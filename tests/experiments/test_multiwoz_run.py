@@ -14,13 +14,18 @@ import pytest
 
 from morejax.evaluate import evaluate_file
 from morejax.experiments.multiwoz.__main__ import main
-from morejax.training.writers import read_metrics
+from morejax.training.writers import read_stages
 
 pytestmark = pytest.mark.slow
 
 ITERATIONS = 5
 STREAMS = ("likeness", "fluency", "faithfulness", "naturalness", "inform", "success", "slots")
 SCORES = ("inform", "success", "bleu", "combined")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tiny, monkeypatch):
+    monkeypatch.setenv("MOREJAX_CACHE", tiny.environment["MOREJAX_CACHE"])
 
 
 def read(path):
@@ -48,12 +53,12 @@ def assert_same_arrays(left, right):
 
 
 def assert_same_ppo(run, undisturbed):
-    """Same log, same state bit for bit, same policy, same scores."""
+    """Same log, same state bit for bit, same policy."""
     assert lines(run, "ppo") == lines(undisturbed, "ppo")
     state = f"checkpoints/ppo/{ITERATIONS}/state"
     assert_same_arrays(run / state, undisturbed / state)
     assert_same_arrays(run / "checkpoints/ppo-final/params", undisturbed / "checkpoints/ppo-final/params")
-    left, right = (read(folder / "results.json") | {"timings": None} for folder in (run, undisturbed))
+    left, right = (read(folder / "stages.json")["ppo"] | {"seconds": None} for folder in (run, undisturbed))
     assert left == right
 
 
@@ -64,6 +69,52 @@ def failure(arguments, capsys):
     assert len(said.splitlines()) == 1, said
     assert "Traceback" not in said
     return status, said
+
+
+SHORT = ("--ppo.iterations", "1", "--eval-splits", "test")
+VARIANTS = {
+    "mixed": ("--method", "mixed", *SHORT),
+    "unconstrained": ("--method", "unconstrained", "--ppo.ref-context", "direct", *SHORT),
+    "supervised": ("--method", "supervised", *SHORT),
+    "ppo diverges": ("--numbers.learning-rate", "1e30", "--numbers.warmup-steps", "0", "--ppo.eval-every", "0"),
+}
+TWO_DEVICES = ("--method", "fixed", "--devices", "2", "--ppo.iterations", "1", "--stages", "ppo")
+# The few dialogues of dev serve for everything: prompts of few lengths, little to compile.
+END_TO_END = (
+    *("--model.max-length", "296", "--context.max-context", "264", "--context.max-state", "96", "--track", "e2e"),
+    *("--fit", "dev", "--eval-splits", "dev", "--ppo.iterations", "1", "--ppo.eval-every", "0"),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def started(tiny, beside, tmp_path_factory, request):
+    """Folder and futures of runs that are made beside the others: end to end, on two devices, of other methods."""
+    root, futures = tmp_path_factory.mktemp("beside"), {}
+    wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    if "end_to_end" in wanted:
+        futures["end to end"] = beside.submit(tiny.run, root / "e2e", *END_TO_END)
+    if wanted & {"variants", "two_devices"}:
+        prepared = request.getfixturevalue("prepared")
+        for name in (*VARIANTS, "two devices"):
+            shutil.copytree(prepared, root / name)
+        runs = [tiny.arguments(root / name, *more, resume=True) for name, more in VARIANTS.items()]
+        runs.append(tiny.arguments(root / "diverges", "--supervised.learning-rate", "1e30", "--stages", "supervised"))
+        futures["variants"] = beside.submit(tiny.each, runs)
+        run = tiny.arguments(root / "two devices", *TWO_DEVICES, resume=True)
+        futures["two devices"] = beside.submit(tiny.each, [run], JAX_NUM_CPU_DEVICES="2")
+    return root, futures
+
+
+@pytest.fixture(scope="module")
+def two_devices(started):
+    root, futures = started
+    return root / "two devices", *futures["two devices"].result()
+
+
+@pytest.fixture(scope="module")
+def end_to_end(started):
+    root, futures = started
+    return root / "e2e", futures["end to end"].result()
 
 
 # What a run leaves
@@ -118,7 +169,7 @@ def test_metrics_have_all_stages_and_names(finished):
     assert any(name.startswith("cosine/") for name in names)
     assert any(name.startswith("share/") for name in names)
     assert {"entropy", "kl", "response_tokens"} <= names
-    assert "tokens_per_s" in read_metrics(run / "metrics.jsonl")["ppo"]
+    assert "tokens_per_s" in read_stages(run / "metrics.jsonl")["ppo"]
 
 
 def test_tensorboard_has_the_same_stages(finished):
@@ -182,8 +233,7 @@ def test_kill_9_in_the_middle_of_ppo_and_resume(tiny, prepared, finished, copy_o
     status, _ = tiny.interrupted(signal.SIGKILL, "ppo", 4, arguments, saved=saved)
     assert status == -signal.SIGKILL
     assert lines(run, "ppo")[-1]["step"] == 4
-    assert not (run / "results.json").exists()
-    done = tiny.run(run, resume=True)
+    done = tiny.run(run, "--stages", "ppo", resume=True)
     assert done.returncode == 0, done.stderr
     assert_same_ppo(run, finished[0])
 
@@ -191,14 +241,15 @@ def test_kill_9_in_the_middle_of_ppo_and_resume(tiny, prepared, finished, copy_o
 def test_sigterm_then_ctrl_c_in_ppo_and_resume(tiny, prepared, finished, copy_of):
     run = copy_of(prepared)
     arguments = tiny.arguments(run, resume=True)
-    for number, status, step in ((signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2)):
-        found, said = tiny.interrupted(number, "ppo", step, arguments)
+    # The numbers of an iteration are shown while the next one is computed, those of an evaluated one at once.
+    for number, status, shown, saved in ((signal.SIGTERM, 143, 1, 2), (signal.SIGINT, 130, 4, 4)):
+        found, said = tiny.interrupted(number, "ppo", shown, arguments)
         assert found == status, said
         assert said.splitlines()[-1] == f"stopped by {number.name}; continue with --resume"
         assert "Traceback" not in said
         # Not a step at which a checkpoint was due.
-        assert (run / "checkpoints" / "ppo" / str(step)).is_dir()
-    done = tiny.run(run, resume=True)
+        assert (run / "checkpoints" / "ppo" / str(saved)).is_dir()
+    done = tiny.run(run, "--stages", "ppo", resume=True)
     assert done.returncode == 0, done.stderr
     assert_same_ppo(run, finished[0])
 
@@ -221,7 +272,8 @@ def test_sigterm_in_supervised_and_resume(tiny, prepared, tmp_path):
 def test_nan_from_a_stream_stops_the_run_and_names_it(tiny, prepared, copy_of):
     run = copy_of(prepared)
     # The stream is called twice for the reference scores, then once an iteration.
-    arguments = tiny.arguments(run, "--step.objectives", "likeness", "poison", "--ppo.checkpoint-every", "1", resume=True)
+    changes = ("--stages", "ppo", "--step.objectives", "likeness", "poison", "--ppo.checkpoint-every", "1")
+    arguments = tiny.arguments(run, *changes, resume=True)
     stopped = tiny.poisoned("poison", 4, arguments)
     assert stopped.returncode == 3, stopped.stderr
     last = stopped.stderr.splitlines()[-1]
@@ -238,23 +290,11 @@ def test_nan_from_a_stream_stops_the_run_and_names_it(tiny, prepared, copy_of):
 
 
 @pytest.fixture(scope="module")
-def variants(tiny, prepared, tmp_path_factory):
-    """Short runs of other methods on the prepared stages, and two that diverge: folder, exit status, what all said."""
-    root = tmp_path_factory.mktemp("variants")
-    short = ("--ppo.iterations", "1", "--eval-splits", "test")
-    changes = {
-        "mixed": ("--method", "mixed", *short),
-        "unconstrained": ("--method", "unconstrained", "--ppo.ref-context", "direct", *short),
-        "supervised": ("--method", "supervised", *short),
-        "ppo diverges": ("--numbers.learning-rate", "1e30", "--numbers.warmup-steps", "0", "--ppo.eval-every", "0"),
-    }
-    runs = []
-    for name, more in changes.items():
-        shutil.copytree(prepared, root / name)
-        runs.append(tiny.arguments(root / name, *more, resume=True))
-    runs.append(tiny.arguments(root / "diverges", "--supervised.learning-rate", "1e30", "--stages", "supervised"))
-    statuses, said = tiny.each(runs)
-    return root, dict(zip([*changes, "diverges"], statuses, strict=True)), said
+def variants(started):
+    """Short runs of other methods on the prepared stages, and two that diverge: folder, exit statuses, what all said."""
+    root, futures = started
+    (statuses, said), names = futures["variants"].result(), [*VARIANTS, "diverges"]
+    return root, dict(zip(names, statuses, strict=True)), said
 
 
 @pytest.mark.parametrize("method", ["mixed", "unconstrained", "supervised"])
@@ -293,22 +333,18 @@ def test_a_diverging_stage_stops_and_is_named(variants):
         assert int(folder.name) < int(found[1])
 
 
-def test_two_devices(tiny, prepared, copy_of):
-    run = copy_of(prepared)
-    arguments = tiny.arguments(run, "--method", "fixed", "--devices", "2", "--ppo.iterations", "1", resume=True)
-    statuses, said = tiny.each([arguments], JAX_NUM_CPU_DEVICES="2")
+def test_two_devices(two_devices):
+    run, statuses, said = two_devices
     assert statuses == [0], said
     assert "on 2 x cpu" in said
-    results = read(run / "results.json")
-    assert (results["method"], results["system"]) == ("fixed", "ppo")
+    assert read(run / "config.json")["config"]["method"] == "fixed"
     line = lines(run, "ppo")[-2]
+    assert line["constraint/inform/threshold"] == pytest.approx(0.93)
     assert [line[f"weight/{name}"] for name in STREAMS[:4]] == [0.25] * 4
 
 
-def test_end_to_end_track(tiny, tmp_path):
-    run = tmp_path / "run"
-    more = ("--track", "e2e", "--context.max-state", "64", "--context.max-context", "168", "--eval-splits", "dev")
-    done = tiny.run(run, *more, "--ppo.iterations", "1", "--ppo.eval-every", "0")
+def test_end_to_end_track(end_to_end, tiny):
+    run, done = end_to_end
     assert done.returncode == 0, done.stderr
     predictions = read(run / "predictions" / "dev.json")
     assert len(predictions) == 4
@@ -402,7 +438,7 @@ def test_a_file_as_out_is_an_error_line(tiny, capsys, tmp_path):
     assert str(tmp_path / "file") in said
 
 
-@pytest.mark.parametrize("stage", ["scaffold", "ppo", "evaluate"])
+@pytest.mark.parametrize("stage", ["ppo", "evaluate"])
 def test_a_stage_without_the_ones_it_needs_says_so(tiny, capsys, tmp_path, stage):
     status = main(tiny.arguments(tmp_path / "run", "--stages", stage))
     said = capsys.readouterr().err.strip().splitlines()[-1]

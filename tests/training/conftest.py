@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from morejax.training.writers import JsonlWriter
 
@@ -112,3 +114,17 @@ def write_run(folder, run_results=None, *, metrics=True, **files):
 def synthetic():
     """Builders of a run's files: ``write_metrics``, ``score_row``, ``results``, ``write_run``."""
     return SimpleNamespace(write_metrics=write_metrics, score_row=score_row, results=results, write_run=write_run)
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """Loops compile their own functions at every call: let them find what the call before has compiled."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

@@ -109,8 +109,8 @@ def test_same_seed_and_epoch_same_batches(mixed):
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 1}])
 def test_another_seed_or_epoch_another_order(mixed, other):
-    first, second = batches(mixed), batches(mixed, **other)
-    assert any(a.tokens.shape != b.tokens.shape or (a.tokens != b.tokens).any() for a, b in zip(first, second))
+    pairs = zip(batches(mixed), batches(mixed, **other), strict=True)
+    assert any(a.tokens.shape != b.tokens.shape or (a.tokens != b.tokens).any() for a, b in pairs)
 
 
 @given(start=st.integers(0, 30), drop=st.sampled_from([0.0, 0.3]))

@@ -13,6 +13,9 @@ import pytest
 
 from morejax.training.checkpoint import Checkpoints, load_params, save_params
 
+# Orbax leaves reads behind that nobody waits for when a structure does not fit.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def state(seed=0, width=3):
     params = {"trunk": {"kernel": jax.random.normal(jax.random.key(seed), (4, width)), "bias": jnp.zeros(width)}}
@@ -86,6 +89,13 @@ def test_what_is_saved_is_what_was_there_when_save_was_called(checkpoints):
     assert restored_meta == {"best": {"combined": 1.0}}
 
 
+def test_arrays_without_elements_come_back(checkpoints):
+    """A step without constraints has multipliers of shape [0]."""
+    checkpoints.save(1, {"multipliers": jnp.zeros(0), "x": jnp.ones(2)}, {})
+    restored, _ = checkpoints.restore({"multipliers": jnp.zeros(0), "x": jnp.zeros(2)})
+    assert_equal(restored, {"multipliers": jnp.zeros(0), "x": jnp.ones(2)})
+
+
 def test_no_checkpoint(checkpoints):
     assert checkpoints.latest() is None
     with pytest.raises(FileNotFoundError, match="no checkpoint here"):
@@ -101,8 +111,6 @@ def test_an_unfinished_write_is_not_a_checkpoint(checkpoints, tmp_path):
     again.close()
 
 
-# Orbax leaves reads behind that nobody waits for when a structure does not fit.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "change",
     [
@@ -142,7 +150,6 @@ def test_missing_final_parameters_say_what_to_do(tmp_path):
         load_params(tmp_path / "supervised-final", {})
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_final_parameters_of_another_model_are_refused(tmp_path):
     save_params(tmp_path / "final", state()["params"], {})
     with pytest.raises(ValueError, match=r"final: the parameters do not fit this configuration"):

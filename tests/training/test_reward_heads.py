@@ -16,9 +16,7 @@ from morejax.training.reward_heads import RewardHeadConfig, calibration, feature
 
 @pytest.fixture(scope="module")
 def model():
-    return split(
-        ActorCritic(DecoderConfig(vocab_size=64, max_length=32, layers=1, width=8, heads=2), rngs=nnx.Rngs(0))
-    )
+    return split(ActorCritic(DecoderConfig(vocab_size=64, max_length=32, layers=1, width=8, heads=2), rngs=nnx.Rngs(0)))
 
 
 def test_calibration_by_hand():

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+from dataclasses import replace
 
 import tyro
 
@@ -37,15 +38,23 @@ def parse(arguments: list[str]) -> MultiwozConfig:
     if name not in PRESETS:
         print(f"error: --preset must be one of {', '.join(PRESETS)}, not {name!r}", file=sys.stderr)
         raise SystemExit(2)
+    defaults = preset(name)
     config = tyro.cli(
         MultiwozConfig,
         args=arguments,
-        default=preset(name),
+        # A mapping that is not empty would be offered name by name, and no other name taken.
+        default=replace(defaults, numbers=replace(defaults.numbers, thresholds={})),
         prog="python -m morejax.experiments.multiwoz",
         description=f"{MultiwozConfig.__doc__}\n{_EPILOG}",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
-    return resolve(config)
+    return resolve(replace(config, numbers=replace(config.numbers, thresholds=_thresholds(config, defaults))))
+
+
+def _thresholds(config: MultiwozConfig, defaults: MultiwozConfig) -> dict[str, float]:
+    """Those given, and the preset's for the other constraints of the step."""
+    kept = {name: value for name, value in defaults.numbers.thresholds.items() if name in config.step.constraints}
+    return kept | dict(config.numbers.thresholds)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -184,9 +184,7 @@ def _gpu() -> MultiwozConfig:
     return MultiwozConfig(
         preset="gpu",
         vocab_size=4096,
-        model=DecoderConfig(
-            vocab_size=4096, max_length=256, layers=6, width=512, heads=8, dtype="bfloat16", scan=True
-        ),
+        model=DecoderConfig(vocab_size=4096, max_length=256, layers=6, width=512, heads=8, dtype="bfloat16", scan=True),
         critic=CriticConfig(kind="shared", hidden=256),
         context=ContextConfig(history=5, max_context=192, max_reply=64, max_state=96),
         supervised=lm,

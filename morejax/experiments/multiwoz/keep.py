@@ -1,7 +1,7 @@
 """`python -m morejax.experiments.multiwoz.keep RUN DIR`: the parts of a run that may be published.
 
-Copies configuration, results, metrics and the figures, without checkpoints and without any text of the corpus (the report
-and the sample dialogues hold some).
+Copies configuration, results, metrics and the figures, without checkpoints and without any text of the corpus (the
+report and the sample dialogues hold some).
 """
 
 from __future__ import annotations

@@ -335,9 +335,7 @@ class Pipeline:
         record |= {"best": progress["best"], "constraints": _constraint_table(config.step, progress)}
 
     def _reward_head(self) -> tuple[nnx.GraphDef, Params]:
-        graphdef, like = split(
-            RewardHead(self.model_config.width, hidden=self.config.reward.hidden, rngs=nnx.Rngs(0))
-        )
+        graphdef, like = split(RewardHead(self.model_config.width, hidden=self.config.reward.hidden, rngs=nnx.Rngs(0)))
         return graphdef, self._on_devices(load_params(self.dir / "checkpoints" / "reward_heads-final", like)[0])
 
     def _set_fluency_range(self) -> None:

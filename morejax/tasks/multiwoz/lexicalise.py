@@ -143,6 +143,7 @@ class _Filler:
             "price": self._price,
             "phone": self._phone,
             "post": self._post,
+            "postcode": self._post,
             "type": self._type,
             "internet": self._facility,
             "parking": self._facility,

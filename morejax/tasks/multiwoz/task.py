@@ -169,9 +169,7 @@ class MultiwozTask:
             shared = [self._own_history(dialogue, out[dialogue.id]) for dialogue in live]
             states = self.track_states(shared, generate_state)
             prompts = [
-                self.serialiser.prompt(
-                    **context, state=state, db=self.serialiser.db_ids(state, self.corpus.database)
-                )
+                self.serialiser.prompt(**context, state=state, db=self.serialiser.db_ids(state, self.corpus.database))
                 for context, state in zip(shared, states, strict=True)
             ]
             for dialogue, state, reply in zip(live, states, generate(prompts), strict=True):

@@ -175,6 +175,7 @@ def test_text_without_placeholders_is_untouched():
 def test_postcodes_are_written_as_people_do():
     codes = ("cb12dp", "cb1 2dp", "c.b 2, 1 d.b", "x1")
     assert [format_postcode(code) for code in codes] == ["CB1 2DP", "CB1 2DP", "CB2 1DB", "X1"]
+    assert fill("[post] [postcode] [hotel_postcode]", name="amber house") == "AB1 2CD AB1 2CD AB1 2CD"
 
 
 def test_board_rows_are_sorted_and_near():

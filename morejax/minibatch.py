@@ -1,0 +1,303 @@
+"""One minibatch of the step: forward, the streams' coefficients, their Gram matrix, weights, ONE backward, optimizer.
+
+Every stream's surrogate has the gradient sum_n c_ni grad log pi(y_n), so all that the policy's backward pass needs is
+one scalar a token: the weighted sum of the streams' coefficients c_ni, times d log pi / d logits, plus the
+regularisers' cotangent. The weights are decided from the coefficients before that pass.
+
+Shape letters: B sequences of the minibatch, C context, T response positions, K objectives, M constraints, H = K + M, V
+vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from morejax import losses
+from morejax.collectives import masked_mean, psum
+from morejax.config import StepConfig
+from morejax.gradients import gram_all, gram_virtual
+from morejax.lagrange import mixing_coefficients
+from morejax.models.split import Params, merge
+from morejax.reweight import WeightState, WeightStats, update_weights
+from morejax.rollout import token_logp
+from morejax.state import TrainState
+
+
+class Batch(NamedTuple):
+    """What one minibatch needs; leading axis: sequences."""
+
+    tokens: jax.Array
+    mask: jax.Array
+    resp_mask: jax.Array
+    logp_old: jax.Array
+    values_old: jax.Array
+    advantages: jax.Array
+    returns: jax.Array
+    applies: jax.Array
+    logp_ref: jax.Array | None
+    ref_logps: jax.Array | None
+
+
+class Learner(NamedTuple):
+    """What one minibatch changes."""
+
+    params: Params
+    opt_state: tuple
+    weights: WeightState
+    updates: jax.Array
+    """i32[]: optimizer updates made in this step (early stop leaves some out)."""
+    running: jax.Array
+    """bool[]: still within `stop_kl`."""
+
+
+class Scales(NamedTuple):
+    """Constants of one step."""
+
+    tokens: jax.Array
+    """f32[]: response tokens per minibatch, over all devices."""
+    stream_tokens: jax.Array
+    """f32[H]: of them, those whose sequence the stream applies to."""
+    multipliers: jax.Array
+    """f32[M]."""
+    score: jax.Array
+    """f32[K]: smoothed J of the objectives."""
+    score_initial: jax.Array
+    """f32[K]."""
+    score_count: jax.Array
+    """f32[K]: weight behind J in this rollout."""
+
+
+class Forward(NamedTuple):
+    """The policy on a minibatch, and how to pull gradients back through it."""
+
+    hidden: jax.Array
+    """f32[B, C+T, D]."""
+    logps: jax.Array
+    """f32[B, T, V]: log-probabilities of every response position."""
+    logp: jax.Array
+    """f32[B, T]: of the sampled tokens; 0 on padding."""
+    residual: jax.Array
+    """f32[B, T, V]: d log pi(y) / d logits = onehot(y) - p."""
+    to_hidden: Callable[[jax.Array], jax.Array]
+    """Cotangent of the logits -> cotangent f32[B, T, D] of the hidden states before the head."""
+    to_params: Callable[[jax.Array], Params]
+    """Cotangent of the logits -> gradient of the actor: the only backward pass through the trunk."""
+
+
+def update(
+    state: TrainState,
+    scales: Scales,
+    config: StepConfig,
+    axis_name: str | None,
+    learner: Learner,
+    batch: Batch,
+) -> tuple[Learner, dict[str, jax.Array]]:
+    """One minibatch.
+
+    Args:
+      state: at the start of the step; its hyper-parameters, KL coefficient and structure.
+      scales: constants of the step.
+      config, axis_name: as in `train_step`.
+      learner: what the minibatches before left.
+      batch: this minibatch.
+
+    Returns:
+      The new learner and what is logged of this minibatch.
+    """
+    actor, critic = _parts(learner.params)
+    forward = _forward(state, actor, critic, batch)
+    rho = jnp.where(batch.resp_mask, losses.ratio(forward.logp, batch.logp_old), 1.0)
+    valid = batch.resp_mask[..., None] & batch.applies[:, None, :]
+    clip = (state.hyper.clip_low, state.hyper.clip_high)
+    per_stream = jnp.where(valid, losses.surrogate_coefficients(rho, batch.advantages, *clip), 0.0)
+    coefficients = per_stream / scales.stream_tokens[None, None, :]
+    gram = _gram(config, forward, coefficients, batch, axis_name)
+    weights = update_weights(
+        learner.weights, _stats(state, scales, config, gram), config.weights, state.hyper.weighting
+    )
+    mix = jnp.concatenate(mixing_coefficients(weights.weights, scales.multipliers, config.mix_norm))
+    if config.clip == "per_stream":
+        combined = (coefficients * mix[None, None, :]).sum(-1)
+    else:
+        # The sum is clipped as one: every stream is first brought to the scale of its own mean.
+        scaled = jnp.where(valid, batch.advantages, 0.0) / scales.stream_tokens[None, None, :]
+        combined = losses.mixed_coefficients(rho, scaled, mix, *clip)
+    regulariser, kl, entropy = _regulariser(state, scales, config, forward, batch)
+    actor_grads = psum(forward.to_params(regulariser - combined[..., None] * forward.residual), axis_name)
+    value_loss, value_grads = jax.value_and_grad(
+        lambda critic: _value_loss(state, merge(state.graphdef, actor | critic), batch, forward.hidden, scales, config)
+    )(critic)
+    value_loss, value_grads = psum((value_loss, value_grads), axis_name)
+    kl_old = masked_mean(_k3_old(forward.logp, batch), batch.resp_mask, axis_name)
+    # Not `kl_old <= stop`: a NaN must go on and be seen, not end the step in silence.
+    running = learner.running & ~(kl_old > state.hyper.stop_kl)
+    learner, grad_norms = _advance(state, learner, weights, actor_grads, value_grads, running)
+    surrogate = jnp.where(valid, losses.clipped_surrogate(rho, batch.advantages, *clip), 0.0)
+    clipped = (per_stream == 0) & valid & (batch.advantages != 0)
+    return learner, {
+        "gram": gram,
+        "weights": learner.weights.weights,
+        "made": running.astype(jnp.float32),
+        "stream_loss": -psum(surrogate.sum((0, 1)), axis_name) / scales.stream_tokens,
+        "clip_fraction": masked_mean(clipped.astype(jnp.float32), valid, axis_name, axis=(0, 1)),
+        "kl": masked_mean(kl, batch.resp_mask, axis_name),
+        "kl_old": kl_old,
+        "entropy": masked_mean(entropy, batch.resp_mask, axis_name),
+        "value_loss": value_loss,
+        "ratio_max": _pmax(rho.max(), axis_name),
+        "grad_norm": grad_norms[0],
+        "value_grad_norm": grad_norms[1],
+    }
+
+
+def _parts(params: Params) -> tuple[Params, Params]:
+    """Actor (trunk and policy head) and critic."""
+    actor = {name: part for name, part in params.items() if name != "value"}
+    return actor, {name: part for name, part in params.items() if name == "value"}
+
+
+def _forward(state: TrainState, actor: Params, critic: Params, batch: Batch) -> Forward:
+    """Forward pass, split at the head, so that the head's pull can be used on its own."""
+    context = batch.tokens.shape[1] - batch.resp_mask.shape[1]
+    graphdef = state.graphdef
+    hidden, pull_trunk = jax.vjp(lambda actor: merge(graphdef, actor | critic).hidden(batch.tokens, batch.mask), actor)
+    logits, pull_head = jax.vjp(
+        lambda actor, hidden: merge(graphdef, actor | critic).logits(hidden), actor, hidden[:, context - 1 : -1]
+    )
+    logps = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    tokens = batch.tokens[:, context:]
+
+    def to_params(cotangent: jax.Array) -> Params:
+        head_grads, hidden_bar = pull_head(cotangent.astype(logits.dtype))
+        hidden_bar = jnp.pad(hidden_bar, ((0, 0), (context - 1, 1), (0, 0)))
+        (trunk_grads,) = pull_trunk(hidden_bar.astype(hidden.dtype))
+        return jax.tree.map(jnp.add, head_grads, trunk_grads)
+
+    return Forward(
+        hidden=hidden,
+        logps=logps,
+        logp=jnp.where(batch.resp_mask, token_logp(logps, tokens), 0.0),
+        residual=jax.nn.one_hot(tokens, logps.shape[-1]) - jnp.exp(logps),
+        to_hidden=lambda cotangent: pull_head(cotangent.astype(logits.dtype))[1],
+        to_params=to_params,
+    )
+
+
+def _gram(
+    config: StepConfig, forward: Forward, coefficients: jax.Array, batch: Batch, axis_name: str | None
+) -> jax.Array:
+    """Inner products f32[H, H] of the streams' gradients, where `norm_at` says."""
+    if config.norm_at == "all":
+        return gram_all(coefficients, lambda c: forward.to_params(c[..., None] * forward.residual), axis_name)[0]
+    context = batch.tokens.shape[1] - batch.resp_mask.shape[1]
+    hidden = forward.hidden[:, context - 1 : -1].astype(jnp.float32)
+    return gram_virtual(coefficients, forward.to_hidden(forward.residual).astype(jnp.float32), hidden, axis_name)
+
+
+def _stats(state: TrainState, scales: Scales, config: StepConfig, gram: jax.Array) -> WeightStats:
+    """What a weight rule decides from: the objectives' part of the Gram matrix and their scores."""
+    objectives = len(config.objectives)
+    return WeightStats(
+        gram=gram[:objectives, :objectives],
+        score=scales.score,
+        initial_score=scales.score_initial,
+        target=state.hyper.targets,
+        count=scales.score_count,
+    )
+
+
+def _regulariser(
+    state: TrainState, scales: Scales, config: StepConfig, forward: Forward, batch: Batch
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Cotangent f32[B, T, V] of beta KL - c H, and KL and entropy per token f32[B, T], nats."""
+    kl, kl_grad = _kl(config, batch, forward.logps, forward.logp, forward.residual)
+    entropy, entropy_grad = losses.entropy_and_grad(forward.logps)
+    beta = 0.0 if config.kl == "none" else state.kl_coef
+    cotangent = (beta * kl_grad - state.hyper.entropy_coef * entropy_grad) / scales.tokens
+    # A choice, not a product: the reference may hold anything on padding, and 0 x inf is not 0.
+    return jnp.where(batch.resp_mask[..., None], cotangent, 0.0), kl, entropy
+
+
+def _advance(
+    state: TrainState,
+    learner: Learner,
+    weights: WeightState,
+    actor_grads: Params,
+    value_grads: Params,
+    running: jax.Array,
+) -> tuple[Learner, tuple[jax.Array, jax.Array]]:
+    """The learner after the optimizer, or as it was once the step has been stopped early; and both gradient norms."""
+    params, opt_state, grad_norms = _optimise(state, learner, actor_grads, value_grads)
+
+    def keep(new, old):
+        return jax.tree.map(lambda n, o: jnp.where(running, n, o), new, old)
+
+    moved = Learner(
+        params=keep(params, learner.params),
+        opt_state=keep(opt_state, learner.opt_state),
+        weights=keep(weights, learner.weights),
+        updates=learner.updates + running.astype(jnp.int32),
+        running=running,
+    )
+    return moved, grad_norms
+
+
+def _kl(config: StepConfig, batch: Batch, logps, logp, residual):
+    """KL to the reference per token f32[S, T], nats, and its gradient wrt the logits f32[S, T, V] (or 0)."""
+    if config.kl == "full":
+        return losses.kl_full_grad(logps, batch.ref_logps)
+    if batch.logp_ref is None:
+        return jnp.zeros_like(logp), 0.0
+    if config.kl == "none":
+        return losses.kl_k3(logp, batch.logp_ref), 0.0
+    estimator = {"k2": losses.kl_k2, "k3": losses.kl_k3}[config.kl]
+    coefficient = losses.kl_coefficient(config.kl, logp, batch.logp_ref)
+    return estimator(logp, batch.logp_ref), coefficient[..., None] * residual
+
+
+def _pmax(x: jax.Array, axis_name: str | None) -> jax.Array:
+    return x if axis_name is None else jax.lax.pmax(x, axis_name)
+
+
+def _k3_old(logp: jax.Array, batch: Batch) -> jax.Array:
+    """KL(old || new) per token by k3 on samples of the old policy: rho - 1 - log rho."""
+    return losses.kl_k3(batch.logp_old, logp)
+
+
+def _value_loss(state, model, batch, hidden, scales, config) -> jax.Array:
+    """Sum over streams of the mean clipped squared error, this device's part of it."""
+    context = batch.tokens.shape[1] - batch.resp_mask.shape[1]
+    values = model.values(batch.tokens, batch.mask, hidden)[:, context - 1 : -1]
+    valid = batch.resp_mask[..., None] & batch.applies[:, None, :]
+    clip = state.hyper.clip_value if config.value_clip else None
+    loss = losses.value_loss(values, batch.returns, batch.values_old, clip)
+    return (jnp.where(valid, loss, 0.0) / scales.stream_tokens[None, None, :]).sum()
+
+
+def _optimise(state: TrainState, learner: Learner, actor_grads: Params, value_grads: Params):
+    """Clip both parts' gradients by their own global norm and apply the optimizer with their own rates."""
+    numbers = state.hyper
+    actor_grads, actor_norm = _clip_norm(actor_grads, numbers.max_grad_norm)
+    value_grads, value_norm = _clip_norm(value_grads, numbers.max_grad_norm)
+    updates, opt_state = state.tx.update(actor_grads | value_grads, learner.opt_state, learner.params)
+    progress = jnp.clip(state.step / jnp.maximum(numbers.decay_steps, 1.0), 0.0, 1.0)
+    decay = jnp.where(numbers.decay_steps > 0, 1.0 - 0.9 * progress, 1.0)
+    # While the critic warms up, the policy (and so its KL and entropy terms) stays where it is.
+    rate = jnp.where(state.step < numbers.warmup_steps, 0.0, numbers.learning_rate * decay)
+    rates = {name: numbers.value_learning_rate if name == "value" else rate for name in learner.params}
+    params = {
+        name: jax.tree.map(lambda p, u, r=rates[name]: p - r * u, part, updates[name])
+        for name, part in learner.params.items()
+    }
+    return params, opt_state, (actor_norm, value_norm)
+
+
+def _clip_norm(grads: Params, largest: jax.Array) -> tuple[Params, jax.Array]:
+    # Not vdot: matrix units round float32 to TF32.
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)))
+    scale = jnp.minimum(1.0, largest / jnp.maximum(norm, 1e-12))
+    return jax.tree.map(lambda leaf: leaf * scale, grads), norm

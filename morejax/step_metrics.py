@@ -1,0 +1,79 @@
+"""The flat dict of scalars that a step returns; docs/metrics.md says what each of them means."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from morejax import losses
+from morejax.config import StepConfig
+from morejax.lagrange import MultiplierState, mixing_coefficients
+from morejax.minibatch import Scales
+from morejax.reweight import WeightStats, alignment, cosines, deficit, norms, shares
+from morejax.state import TrainState
+
+
+def mean_over_updates(logs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Mean over the minibatches whose update was made; over all, should there be none."""
+    made = logs["made"]
+    weight = jnp.where(made.sum() > 0, made, 1.0)
+    weight = weight / weight.sum()
+
+    def mean(value):
+        shaped = weight.reshape(weight.shape + (1,) * (value.ndim - 2))
+        # A skipped minibatch may hold anything, and 0 x inf is not 0.
+        return jnp.where(shaped > 0, value * shaped, 0.0).sum((0, 1))
+
+    return {name: mean(value) for name, value in logs.items()}
+
+
+def step_metrics(
+    config: StepConfig,
+    state: TrainState,
+    multipliers: MultiplierState,
+    info: dict[str, jax.Array],
+    score: jax.Array,
+    logs: dict[str, jax.Array],
+    scales: Scales,
+    explained: jax.Array,
+) -> dict[str, jax.Array]:
+    """Flat dict of scalars; logs have leading axes [epochs, minibatches], means are over the updates made."""
+    mean = mean_over_updates(logs)
+    gram, weights = mean["gram"], logs["weights"][-1, -1]
+    mix = jnp.concatenate(mixing_coefficients(weights, scales.multipliers, config.mix_norm))
+    objectives = len(config.objectives)
+    stats = WeightStats(
+        gram[:objectives, :objectives],
+        scales.score,
+        scales.score_initial,
+        state.hyper.targets,
+        scales.score_count,
+    )
+    length, cosine, share = norms(gram), cosines(gram), shares(mix, gram)
+    left, aligned = deficit(stats), alignment(mix, gram)
+    out = {}
+    for i, name in enumerate(config.streams):
+        out[f"J/{name}"] = score[i]
+        out[f"grad_norm/{name}"] = length[i]
+        out[f"share/{name}"] = share[i]
+        out[f"alignment/{name}"] = aligned[i]
+        out[f"stream_loss/{name}"] = mean["stream_loss"][i]
+        out[f"clip_fraction/{name}"] = mean["clip_fraction"][i]
+        out[f"explained_variance/{name}"] = explained[i]
+        out[f"advantage_sigma/{name}"] = state.running_sigma[i]
+        for j in range(i + 1, len(config.streams)):
+            out[f"cosine/{name}/{config.streams[j]}"] = cosine[i, j]
+    for k, name in enumerate(config.objectives):
+        out[f"weight/{name}"] = weights[k]
+        out[f"deficit/{name}"] = left[k]
+    for m, name in enumerate(config.constraints):
+        out[f"constraint/{name}/score_ema"] = multipliers.ema_score[m]
+        out[f"constraint/{name}/threshold"] = state.hyper.thresholds[m]
+        out[f"constraint/{name}/violation"] = info["violation"][m]
+        out[f"multiplier/{name}"] = multipliers.value[m]
+    out["policy_loss"] = losses.mix_streams(mean["stream_loss"], mix)
+    out["clip_fraction"] = mean["clip_fraction"].mean()
+    out["ratio_max"] = logs["ratio_max"].max()
+    for name in ("kl", "kl_old", "entropy", "value_loss", "grad_norm", "value_grad_norm"):
+        out[name] = mean[name]
+    return out

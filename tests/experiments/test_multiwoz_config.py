@@ -1,0 +1,144 @@
+"""Presets, methods and flags of the MultiWOZ experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from morejax.experiments.multiwoz.__main__ import main, parse
+from morejax.experiments.multiwoz.config import FIRST_READ, METHODS, PRESETS, STAGES, MultiwozConfig, preset, resolve
+
+
+def refused(arguments, capsys):
+    """What is said about wrong flags; the status must be 2."""
+    try:
+        status = main(arguments)
+    except SystemExit as stopped:
+        status = stopped.code
+    said = capsys.readouterr()
+    assert status == 2
+    assert "Traceback" not in said.err
+    return said.err + said.out
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("track", ["policy", "e2e"])
+def test_every_preset_takes_every_method_and_track(name, method, track):
+    config = resolve(replace(preset(name), method=method, track=track))
+    assert config.preset == name
+    assert config.context.track == track
+    assert config.run_dir == Path(f"runs/multiwoz/{name}-{track}-{method}-0")
+    assert resolve(config) == config
+
+
+def test_demo_is_the_default():
+    assert parse([]) == resolve(preset("demo"))
+    assert parse([]).data_dir is None
+
+
+def test_a_preset_gives_the_other_flags_their_defaults():
+    config = parse(["--preset", "gpu", "--seed", "3"])
+    assert config == replace(resolve(preset("gpu")), seed=3)
+    assert parse(["--seed", "3", "--preset=gpu"]) == config
+
+
+def test_nested_flags():
+    line = (
+        "--numbers.kl-coef 0.3 --step.objectives likeness fluency --ppo.keep last --model.width 64 --model.heads 4 "
+        "--stages supervised ppo --data-dir /data/x"
+    )
+    config = parse(line.split())
+    assert config.numbers.kl_coef == 0.3
+    assert config.step.objectives == ("likeness", "fluency")
+    assert config.ppo.keep == "last"
+    assert config.model.width == 64
+    assert config.stages == ("supervised", "ppo")
+    assert config.data_dir == Path("/data/x")
+
+
+def test_thresholds_given_stand_beside_the_presets():
+    ours = preset("demo").numbers.thresholds
+    assert parse([]).numbers.thresholds == ours
+    given = parse(["--numbers.thresholds", "success", "0.5", "slots", "0.7"]).numbers.thresholds
+    assert given == {"inform": ours["inform"], "success": 0.5, "slots": 0.7}
+    assert parse(["--step.constraints", "slots"]).numbers.thresholds == {}
+
+
+def test_methods_decide_multipliers_weights_and_clip():
+    made = {method: resolve(replace(preset("demo"), method=method, mixed_weight=0.4)) for method in METHODS}
+    more, mixed, fixed, unconstrained = (made[name] for name in METHODS[:4])
+    assert (more.step.multipliers, more.step.weights, more.step.clip) == ("pid", "gradnorm_cf", "per_stream")
+    assert (fixed.step.multipliers, fixed.step.weights) == ("pid", "fixed")
+    assert (unconstrained.step.multipliers, unconstrained.step.weights) == ("fixed", "gradnorm_cf")
+    assert unconstrained.numbers.multiplier_init == 0.0
+    assert (mixed.step.multipliers, mixed.step.weights, mixed.step.clip) == ("fixed", "fixed", "mixed")
+    assert mixed.numbers.multiplier_init == 0.4
+    assert "ppo" not in made["supervised"].stages
+    assert made["supervised"].stages[0] == "supervised"
+
+
+def test_stages_are_in_the_order_they_need():
+    assert STAGES == ("supervised", "scaffold", "reward_heads", "ppo", "evaluate")
+    assert set(FIRST_READ.values()) <= set(STAGES)
+    assert FIRST_READ.keys() <= {field.name for field in dataclasses.fields(MultiwozConfig)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--preset", "tpu"], "--preset must be one of demo, cpu, gpu, not 'tpu'"),
+        (["--preset=tpu"], "--preset must be one of demo, cpu, gpu, not 'tpu'"),
+        (["--method", "magic"], "magic"),
+        (["--track", "both"], "both"),
+        (["--stages", "supervised", "rlhf"], "--stages: rlhf is not one of supervised, scaffold"),
+        (["--devices", "-1"], "--devices must be 0 (all) or more, not -1"),
+        (["--ppo.turns", "33"], "--ppo.turns 33 must be a multiple of --step.minibatches"),
+        (["--ppo.temperature", "0.5"], "--ppo.temperature must be 1, not 0.5"),
+        (["--context.max-context", "999"], "does not hold --context.max-context 999"),
+        (["--model.width", "97"], "--model.width 97 must be a multiple of --model.heads"),
+        (["--step.kl", "exact"], "exact"),
+        (["--seed", "three"], "three"),
+        (["--no-such-flag"], "no-such-flag"),
+    ],
+)
+def test_wrong_flags_are_refused_with_what_was_found(arguments, expected, capsys):
+    assert expected in " ".join(refused(arguments, capsys).replace("│", " ").split())
+
+
+def test_an_unknown_preset_by_name():
+    with pytest.raises(ValueError, match="must be one of demo, cpu, gpu, not 'tpu'"):
+        preset("tpu")
+
+
+def flags(value, prefix="--"):
+    for field in dataclasses.fields(value):
+        inner = getattr(value, field.name)
+        name = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(inner):
+            yield from flags(inner, name + ".")
+        else:
+            yield name
+
+
+def test_help_teaches(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    missing = [flag for flag in flags(preset("demo")) if flag not in said]
+    assert missing == []
+    for word in (*PRESETS, *METHODS, *STAGES, "policy", "e2e"):
+        assert word in said
+    assert "--preset cpu --data-dir DATA" in said
+    assert "the same command with --resume" in said
+
+
+def test_help_of_a_preset_shows_its_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["--preset", "gpu", "--help"])
+    assert "bfloat16" in capsys.readouterr().out

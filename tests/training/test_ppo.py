@@ -1,0 +1,346 @@
+"""The PPO loop on a toy task: which dialogues, which rollout, what is kept, how it stops and goes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from morejax.config import StepConfig, StepNumbers
+from morejax.models import ActorCritic, CriticConfig, DecoderConfig, RewardHead, split
+from morejax.models.split import merge
+from morejax.rollout import Sample, token_logp
+from morejax.state import init_state
+from morejax.tasks.streams import NonFiniteStream, StackedStreams
+from morejax.training import ppo
+from morejax.training.checkpoint import Checkpoints, load_params
+from morejax.training.interrupt import Interrupted
+from morejax.training.language_model import NonFinite
+from morejax.training.ppo import Frozen, PPOConfig, Shapes, build_rollout, check_finite, plan, static_shapes
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+STEP = StepConfig(objectives=("low",), constraints=("short",), minibatches=2)
+SHAPES = Shapes(turns=8, context=4, reasoned=6, reply=3)
+DECODER = DecoderConfig(vocab_size=64, max_length=16, layers=1, width=8, heads=2)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the loop reads of a turn's prompts."""
+
+    direct: tuple[int, ...]
+    reasoned: tuple[int, ...]
+
+
+class Task:
+    """Low tokens are good; replies should have one token. NaN at the n-th rollout, if asked for."""
+
+    eos_id, pad_id = 1, 0
+
+    def __init__(self, nan_at=None):
+        self.rollouts, self.nan_at = 0, nan_at
+
+    def sampled(self, prompts, replies, lm_logp, natural):
+        assert lm_logp.shape == natural.shape == (len(prompts),)
+        return replies
+
+    def rewards(self, replies, reply):
+        self.rollouts += 1
+        if self.rollouts == self.nan_at:
+            raise NonFiniteStream("stream 'low': reward is nan for dialogue a, turn 0, expected finite values")
+        scores = np.array([[np.mean([t < 32 for t in ids]), len(ids) == 1] for ids in replies], np.float32)
+        rewards = np.zeros((len(replies), reply, 2), np.float32)
+        rewards[np.arange(len(replies)), [len(ids) - 1 for ids in replies]] = scores
+        ones = np.ones_like(scores)
+        return StackedStreams(("low", "short"), rewards, ones.astype(bool), scores, ones)
+
+
+def dialogues(sizes=(3, 2, 4, 2)):
+    made = iter(range(2, 60))
+    return [[Prompt((t := next(made), t + 1), (t, t + 1, 5, 6)) for _ in range(size)] for size in sizes]
+
+
+@pytest.fixture(scope="module")
+def models(core):
+    critic = CriticConfig(kind="shared", hidden=4)
+    graphdef, abstract = split(nnx.eval_shape(lambda: ActorCritic(DECODER, critic=critic, streams=2, rngs=nnx.Rngs(0))))
+    params = core.random_params(abstract)
+    frozen_graphdef, like = split(nnx.eval_shape(lambda: ActorCritic(DECODER, rngs=nnx.Rngs(0))))
+    head_graphdef, head = split(nnx.eval_shape(lambda: RewardHead(8, hidden=4, rngs=nnx.Rngs(0))))
+    reference, language_model, head = (
+        core.random_params(tree, seed) for seed, tree in enumerate((like, like, head), 1)
+    )
+    return graphdef, params, Frozen(frozen_graphdef, reference, language_model, head_graphdef, head)
+
+
+def fresh_state(models, numbers=None):
+    graphdef, params, _ = models
+    numbers = numbers or StepNumbers(thresholds={"short": 0.5}, learning_rate=0.01, warmup_steps=0)
+    return init_state(merge(graphdef, jax.tree.map(jnp.copy, params)), STEP, numbers)
+
+
+class Stop:
+    """A stop request that the test makes."""
+
+    number = signal.SIGTERM
+
+    def __init__(self):
+        self.asked = False
+
+    def __bool__(self):
+        return self.asked
+
+    def raise_if_set(self):
+        if self.asked:
+            raise Interrupted(self.number)
+
+
+def first_weight(params):
+    return {"combined": float(jax.tree.leaves(params)[0].sum())}
+
+
+LOOP = PPOConfig(iterations=5, turns=8, eval_every=2, checkpoint_every=3, keep="last")
+
+
+def fit(models, folder, *, task=None, loop=LOOP, stop=None, evaluate=first_weight, numbers=None):
+    return ppo.fit(
+        task or Task(),
+        fresh_state(models, numbers),
+        models[2],
+        dialogues(),
+        STEP,
+        loop,
+        SHAPES,
+        run_dir=folder,
+        seed=0,
+        stop=Stop() if stop is None else stop,
+        evaluate=evaluate,
+    )
+
+
+def logged(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "tokens_per_s"} for line in lines]
+
+
+def final(models, folder):
+    return load_params(folder / "checkpoints" / "ppo-final", models[1])
+
+
+def kept(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints" / "ppo").iterdir())
+
+
+def assert_same(left, right):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+# Which dialogues
+
+
+def test_a_plan_takes_every_dialogue_once_an_epoch():
+    sizes = np.random.default_rng(0).integers(1, 9, 50)
+    batches = plan(sizes, 16, seed=0)
+    numbers = []
+    while len(numbers) < 150:
+        batch = next(batches)
+        assert 0 < sum(sizes[number] for number in batch) <= 16
+        numbers += batch
+    for epoch in range(3):
+        assert sorted(numbers[50 * epoch : 50 * epoch + 50]) == list(range(50))
+    assert numbers[:50] != numbers[50:100]
+
+
+def test_a_plan_is_filled_as_far_as_whole_dialogues_go():
+    sizes = [5, 5, 5, 5]
+    assert [len(batch) for batch in islice(plan(sizes, 12, seed=3), 4)] == [2, 2, 2, 2]
+
+
+def test_a_plan_resumes_by_skipping():
+    sizes = [3, 1, 4, 1, 5, 9, 2, 6]
+    whole = list(islice(plan(sizes, 10, seed=1), 12))
+    assert list(islice(plan(sizes, 10, seed=1), 7, 12)) == whole[7:]
+    assert list(islice(plan(sizes, 10, seed=2), 12)) != whole
+
+
+def test_a_dialogue_too_long_for_a_rollout_is_refused():
+    with pytest.raises(ValueError, match=r"--ppo.turns 8 does not hold the longest dialogue \(9 turns\)"):
+        next(plan([3, 9], 8, seed=0))
+
+
+def test_shapes_are_the_smallest_multiples_of_16_that_hold_all():
+    prompts = [[Prompt((1,) * 17, (1,) * 32)], [Prompt((1,) * 3, (1,) * 33)]]
+    assert static_shapes(prompts, 64, 24) == Shapes(64, 32, 48, 24)
+
+
+# One rollout
+
+
+def test_rows_beyond_the_prompts_are_empty():
+    shapes = Shapes(turns=4, context=2, reasoned=2, reply=3)
+    rng = np.random.default_rng(0)
+    drawn = np.array([[7, 1, 0], [40, 50, 60], [8, 8, 1], [9, 9, 9]])
+    sample = Sample(drawn, np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 1, 1]], bool), rng.normal(size=(4, 3)), None)
+    context = np.array([[0, 5]] * 4)
+    assessed = {
+        "values": rng.normal(size=(4, 3, 2)),
+        "logp_ref": rng.normal(size=(4, 3)),
+        "ref_logps": rng.normal(size=(4, 3, 64)),
+        "lm_logp": np.zeros(4),
+        "natural": np.zeros(4),
+    }
+    tokens = np.concatenate([context, drawn], 1)
+    rollout, count = build_rollout(
+        Task(), dialogues()[0][:2], sample, tokens, tokens > 0, context > 0, assessed, STEP, shapes
+    )
+    assert count == 5
+    assert rollout.resp_mask.astype(int).tolist() == [[1, 1, 0], [1, 1, 1], [0, 0, 0], [0, 0, 0]]
+    assert rollout.objectives.shape == rollout.constraints.shape == (4, 3, 1)
+    # 7 and 1 are low; the second reply is not. Rewards stand at the last token.
+    assert rollout.objectives[..., 0].tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert rollout.applies.tolist() == [[True, True]] * 2 + [[False, False]] * 2
+    assert rollout.scores.tolist() == [[1, 0], [0, 0], [0, 0], [0, 0]]
+    assert rollout.score_weights.tolist() == [[1, 1]] * 2 + [[0, 0]] * 2
+    assert rollout.tokens.shape == (4, 5)
+    assert rollout.ref_logps.shape == (4, 3, 64)
+
+
+@pytest.mark.parametrize("ref_context", ["reasoned", "direct"])
+def test_the_reference_reads_its_own_context(models, ref_context):
+    _, params, frozen = models
+    loop = replace(LOOP, ref_context=ref_context)
+    sampler = ppo.Sampler(Task(), fresh_state(models), frozen, STEP, SHAPES, loop, lambda tree: tree)
+    prompts = dialogues()[0]
+    rollout, count = sampler(params, prompts, jax.random.key(0))
+    assert rollout.tokens.shape == (8, 7)
+    assert count == rollout.resp_mask.sum()
+    assert not rollout.resp_mask[len(prompts) :].any()
+    # By hand: the first reply after the prompt that the reference is to read.
+    reply = tuple(rollout.tokens[0, 4:][rollout.resp_mask[0]].tolist())
+    prompt = getattr(prompts[0], ref_context)
+    tokens = np.array([prompt + reply])
+
+    @jax.jit
+    def log_probabilities(reference, tokens):
+        model = merge(frozen.graphdef, reference)
+        return jax.nn.log_softmax(model.logits(model.hidden(tokens, tokens > 0)))
+
+    logps = log_probabilities(frozen.reference, tokens)
+    expected = token_logp(logps[0, len(prompt) - 1 : -1], np.array(reply))
+    np.testing.assert_allclose(rollout.logp_ref[0][: len(reply)], expected, rtol=2e-4)
+    np.testing.assert_allclose(
+        token_logp(rollout.ref_logps, rollout.tokens[:, 4:])[rollout.resp_mask],
+        rollout.logp_ref[rollout.resp_mask],
+        rtol=1e-5,
+    )
+
+
+# The loop
+
+
+@pytest.fixture(scope="module")
+def undisturbed(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, fit(models, folder)
+
+
+def test_a_loop_logs_evaluates_and_saves(models, undisturbed):
+    folder, progress = undisturbed
+    lines = logged(folder)
+    assert [line["step"] for line in lines if "J/low" in line] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in lines if "eval/combined" in line] == [0, 2, 4, 5]
+    assert kept(folder) == [3, 5]
+    params, meta = final(models, folder)
+    assert meta == {"iteration": 5}
+    assert progress["first"]["J/low"] == next(line["J/low"] for line in lines if "J/low" in line)
+    assert progress["last"]["response_tokens"] > 0
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(models[1]), strict=True))
+
+
+@pytest.mark.parametrize("iteration", [1, 3, 4])
+def test_stopped_anywhere_it_ends_up_in_the_same_place(models, undisturbed, tmp_path, iteration, monkeypatch):
+    """The signal comes while replies are scored, or (4) while the policy is evaluated."""
+    stop, task = Stop(), Task()
+    rewards = task.rewards
+
+    def interrupted(*arguments):
+        stop.asked = iteration != 4 and task.rollouts + 1 == iteration
+        return rewards(*arguments)
+
+    def evaluate(params):
+        stop.asked = iteration == 4 and task.rollouts == iteration
+        return first_weight(params)
+
+    monkeypatch.setattr(task, "rewards", interrupted)
+    with pytest.raises(Interrupted):
+        fit(models, tmp_path, task=task, stop=stop, evaluate=evaluate)
+    assert kept(tmp_path)[-1] == iteration
+    fit(models, tmp_path)
+    assert logged(tmp_path) == logged(undisturbed[0])
+    assert_same(final(models, tmp_path)[0], final(models, undisturbed[0])[0])
+
+
+def test_the_best_policy_is_kept(models, tmp_path):
+    scores = iter([1.0, 3.0, 2.0, 3.0])
+    seen = []
+
+    def evaluate(params):
+        seen.append(jax.tree.map(np.asarray, params))
+        return {"combined": next(scores)}
+
+    progress = fit(models, tmp_path, loop=replace(LOOP, keep="best"), evaluate=evaluate)
+    params, meta = final(models, tmp_path)
+    assert meta == {"combined": 3.0, "iteration": 2}
+    assert progress["best"] == meta
+    assert_same(params, seen[1])
+
+
+def test_nan_from_a_stream_names_stream_and_iteration(models, tmp_path):
+    with pytest.raises(NonFinite, match=r"ppo, iteration 4: stream 'low': reward is nan .* before it is kept"):
+        fit(models, tmp_path, task=Task(nan_at=4))
+    assert kept(tmp_path) == [3]
+    checkpoints = Checkpoints(tmp_path / "checkpoints" / "ppo")
+    state, meta = checkpoints.restore(fresh_state(models))
+    checkpoints.close()
+    assert int(state.step) == meta["iteration"] == 3
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def test_a_diverging_policy_names_streams_and_iteration(models, tmp_path):
+    numbers = StepNumbers(thresholds={"short": 0.5}, learning_rate=1e30, warmup_steps=0, stop_kl=1e30)
+    loop = replace(LOOP, checkpoint_every=1, eval_every=0)
+    with pytest.raises(NonFinite, match=r"ppo, iteration \d: stream low, short: .* is not finite") as caught:
+        fit(models, tmp_path, numbers=numbers, loop=loop)
+    iteration = int(str(caught.value).split("iteration ")[1][0])
+    checkpoints = tmp_path / "checkpoints" / "ppo"
+    assert all(int(path.name) < iteration for path in checkpoints.iterdir())
+
+
+def test_sums_that_only_inherit_a_nan_do_not_hide_its_stream():
+    numbers = {"kl": 0.1, "loss": float("nan"), "J/low": float("inf"), "grad_norm/short": 1.0}
+    with pytest.raises(NonFinite, match=r"ppo, iteration 7: stream low: loss, J/low is not finite"):
+        check_finite(7, numbers)
+    with pytest.raises(NonFinite, match=r"ppo, iteration 7: kl is not finite"):
+        check_finite(7, {"kl": float("nan")})
+    check_finite(7, {"kl": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": 0.7}, r"--ppo.temperature must be 1, not 0.7"),
+        ({"ref_context": "none"}, r"--ppo.ref-context must be reasoned or direct, not 'none'"),
+    ],
+)
+def test_settings_that_make_no_sense(change, message):
+    with pytest.raises(ValueError, match=message):
+        PPOConfig(**change)
