@@ -291,7 +291,7 @@ def test_nan_from_a_stream_stops_the_run_and_names_it(tiny, prepared, copy_of):
 
 @pytest.fixture(scope="module")
 def variants(started):
-    """Short runs of other methods on the prepared stages, and two that diverge: folder, exit statuses, what all said."""
+    """Short runs of other methods on the prepared stages, and two that diverge: folder, exit statuses, stderr."""
     root, futures = started
     (statuses, said), names = futures["variants"].result(), [*VARIANTS, "diverges"]
     return root, dict(zip(names, statuses, strict=True)), said
