@@ -30,7 +30,7 @@ def texts(figure):
 
 def test_each_constraint_has_a_panel_with_its_threshold_and_average(metrics):
     figure = figures.constraints_figure(metrics)
-    assert [axis.get_title(loc="left") for axis in figure.axes] == ["inform", "success"]
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["inform (◆ greedy, selection split)", "success"]
     for axis in figure.axes:
         lines = [line.get_ydata() for line in axis.lines]
         assert any(np.allclose(line, 0.9) for line in lines)
