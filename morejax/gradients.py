@@ -1,19 +1,29 @@
-"""Gram matrices of the streams' policy gradients: exact over all parameters, or at a virtual layer.
+"""Gram matrices of the streams' policy gradients: exact over all parameters, or where they cost next to nothing.
 
 Every stream's surrogate has the gradient g_i = sum_n c_ni grad log pi(y_n) with per-token scalars c_ni, so H gradients
-are H read-outs of one Jacobian. A virtual linear layer Z = I between the final hidden states h_n and the head has the
-gradient sum_n c_ni u_n h_n^T, where u_n is the pull of grad_logits log pi(y_n) through the head. It needs no pass
-through the trunk, and its Gram matrix stands in for the exact one.
+are H read-outs of one Jacobian. The cheap forms look at the end of the network, where they need no pass through the
+trunk. With final hidden states h_n, r_n = onehot(y_n) - p_n and u_n = W^T r_n, its pull through the head:
+
+    virtual      sum_n c_ni u_n h_n^T         a D x D layer Z = I between the hidden states and the head
+    final_norm   sum_n c_ni [u_n h_n, u_n]    a gain of 1 and a bias of 0 on the hidden states
+    last_layer   sum_n c_ni r_n h_n^T         the head itself
+    all          sum_n c_ni grad log pi(y_n)  every parameter: exact, one backward pass a stream
+
+Their Gram matrices stand in for the exact one. Each function takes coefficients f32[S, T, R], zero on masked tokens,
+for R read-outs (the H streams, or their halves) and gives f32[R, R].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from morejax.collectives import psum
+
+_HIGHEST = jax.lax.Precision.HIGHEST  # matrix units would round float32 to TF32
 
 
 def gram_virtual(
@@ -22,36 +32,137 @@ def gram_virtual(
     """Gram matrix at a virtual D x D layer before the head: G_ij = <sum_n c_ni u_n h_n^T, sum_n c_nj u_n h_n^T>.
 
     Args:
-      coefficients: f32[S, T, H], c_ni, zero on masked tokens.
+      coefficients: f32[S, T, R], c_ni, zero on masked tokens.
       pulled: f32[S, T, D], u_n, the head's pull of onehot(y_n) - p_n.
       hidden: f32[S, T, D], h_n.
       axis_name: device axis to sum over.
 
     Returns:
-      f32[H, H].
+      f32[R, R].
     """
-    streams, width = coefficients.shape[-1], hidden.shape[-1]
-    flat = coefficients.reshape(-1, streams)
-    u, h = pulled.reshape(-1, width), hidden.reshape(-1, width)
-    # One matrix product a stream keeps the memory at N x D.
-    layers = jax.lax.map(lambda c: (u * c[:, None]).T @ h, flat.T)
-    rows = psum(layers.reshape(streams, -1), axis_name)
-    return rows @ rows.T
+    return _gram_outer(coefficients, pulled, hidden, axis_name)
 
 
-def gram_all(
-    coefficients: jax.Array, pull: Callable[[jax.Array], dict], axis_name: str | None = None
-) -> tuple[jax.Array, dict]:
-    """Gram matrix over all parameters, one backward pass a stream.
+def gram_last_layer(
+    coefficients: jax.Array, residual: jax.Array, hidden: jax.Array, axis_name: str | None = None
+) -> jax.Array:
+    """Gram matrix of the gradients of the head's own matrix f32[V, D]; a tied embedding counts as head only.
 
     Args:
-      coefficients: f32[S, T, H].
-      pull: maps one stream's coefficients f32[S, T] to the gradient pytree of sum_n c_n log pi(y_n).
+      coefficients: f32[S, T, R].
+      residual: f32[S, T, V], r_n = onehot(y_n) - p_n.
+      hidden: f32[S, T, D].
       axis_name: device axis to sum over.
 
     Returns:
-      f32[H, H] and the gradients, every leaf with a leading axis H.
+      f32[R, R].
     """
-    gradients = psum(jax.vmap(pull)(jnp.moveaxis(coefficients, -1, 0)), axis_name)
-    leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(gradients)]
-    return jnp.stack([leaf @ leaf.T for leaf in leaves]).sum(0), gradients
+    return _gram_outer(coefficients, residual, hidden, axis_name)
+
+
+def gram_final_norm(
+    coefficients: jax.Array, pulled: jax.Array, hidden: jax.Array, axis_name: str | None = None
+) -> jax.Array:
+    """Gram matrix at a virtual gain and bias of the final hidden states: the leanest form, 2D numbers a stream.
+
+    They span what the gain and bias of a final norm span, whatever their values are by now.
+
+    Args and Returns: as `gram_virtual`.
+    """
+    streams, width = coefficients.shape[-1], hidden.shape[-1]
+    parts = jnp.concatenate([pulled * hidden, pulled], axis=-1).reshape(-1, 2 * width)
+    rows = psum(jnp.matmul(coefficients.reshape(-1, streams).T, parts, precision=_HIGHEST), axis_name)
+    return _inner(rows)
+
+
+def gram_all(
+    coefficients: jax.Array,
+    pull: Callable[[jax.Array], dict],
+    axis_name: str | None = None,
+    preconditioner: Any = None,
+) -> jax.Array:
+    """Gram matrix over all parameters, one backward pass a stream, one after the other.
+
+    Args:
+      coefficients: f32[S, T, R].
+      pull: maps one stream's coefficients f32[S, T] to the gradient pytree of sum_n c_n log pi(y_n).
+      axis_name: device axis to sum over.
+      preconditioner: pytree like the gradients, multiplied into them (see `adam_preconditioner`); None: as they are.
+
+    Returns:
+      f32[R, R].
+    """
+    # One stream at a time: activations' cotangents are needed once, not once a stream.
+    gradients = psum(jax.lax.map(pull, jnp.moveaxis(coefficients, -1, 0)), axis_name)
+    if preconditioner is not None:
+        gradients = jax.tree.map(lambda g, p: g * p[None], gradients, preconditioner)
+    return jnp.stack([_inner(leaf.reshape(leaf.shape[0], -1)) for leaf in jax.tree.leaves(gradients)]).sum(0)
+
+
+def adam_preconditioner(opt_state: Any, params: Any, eps: float = 1e-6) -> Any:
+    """What Adam divides a gradient by, as a factor: 1 / (sqrt(v / max v) + eps); 1 everywhere before the first update.
+
+    Only its proportions matter, so v is taken in units of its largest entry and the bias correction is left out.
+
+    Args:
+      opt_state: optax state that holds a second moment `nu` for these parameters.
+      params: the part of the parameters that is asked for, a dict.
+      eps: keeps parameters that never had a gradient finite.
+
+    Raises:
+      ValueError: the optimizer keeps no second moment.
+    """
+    moments = [state.nu for state in jax.tree.leaves(opt_state, is_leaf=_has_moment) if _has_moment(state)]
+    if not moments:
+        raise ValueError("step.norm_space = adam needs an optimizer with a second moment (optax.scale_by_adam)")
+    nu = {name: moments[0][name] for name in params}
+    largest = jnp.stack([jnp.max(leaf) for leaf in jax.tree.leaves(nu)]).max()
+    unit = jnp.where(largest > 0, largest, 1.0)
+    return jax.tree.map(lambda v: jnp.where(largest > 0, 1.0 / (jnp.sqrt(v / unit) + eps), 1.0), nu)
+
+
+def split_halves(coefficients: jax.Array, half: jax.Array) -> jax.Array:
+    """Coefficients of the two halves of a batch as 2H read-outs.
+
+    Args:
+      coefficients: f32[S, T, H].
+      half: bool[S], which half a sequence belongs to.
+
+    Returns:
+      f32[S, T, 2H], first the streams on the one half, then on the other.
+    """
+    chosen = half[:, None, None]
+    return jnp.concatenate([jnp.where(chosen, coefficients, 0.0), jnp.where(chosen, 0.0, coefficients)], axis=-1)
+
+
+def signal_gram(gram: jax.Array) -> jax.Array:
+    """Gram matrix of the expected gradients, free of sampling noise, from the halves' f32[2H, 2H].
+
+        G_ij = 2 (<a_i, b_j> + <b_i, a_j>),      g_i = a_i + b_i over two independent halves
+
+    ||g||^2 on one batch is signal + variance / B; inner products across halves share no sample, so their mean is the
+    signal alone. A diagonal below 0 means that nothing but noise was seen.
+
+    Returns:
+      f32[H, H].
+    """
+    streams = gram.shape[0] // 2
+    across = gram[:streams, streams:]
+    return 2.0 * (across + across.T)
+
+
+def _has_moment(state: Any) -> bool:
+    return hasattr(state, "nu")
+
+
+def _gram_outer(coefficients: jax.Array, left: jax.Array, right: jax.Array, axis_name: str | None) -> jax.Array:
+    """Gram matrix of sum_n c_ni left_n right_n^T, one matrix product a stream: the memory stays at one N x D."""
+    streams = coefficients.shape[-1]
+    left, right = left.reshape(-1, left.shape[-1]), right.reshape(-1, right.shape[-1])
+    layers = jax.lax.map(lambda c: (left * c[:, None]).T @ right, coefficients.reshape(-1, streams).T)
+    return _inner(psum(layers.reshape(streams, -1), axis_name))
+
+
+def _inner(rows: jax.Array) -> jax.Array:
+    """Inner products f32[R, R] of rows f32[R, P]."""
+    return jnp.matmul(rows, rows.T, precision=_HIGHEST)

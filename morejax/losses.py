@@ -8,6 +8,7 @@ and differ only in the scalars ``c_n``. Logarithms are natural: KL and entropy a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import chex
@@ -17,6 +18,8 @@ import jax.numpy as jnp
 from morejax.collectives import masked_moments
 
 Scalar = float | jax.Array
+
+LOSS_MEANS = ("token", "sequence")
 
 
 def ratio(logp: jax.Array, logp_old: jax.Array) -> jax.Array:
@@ -33,32 +36,74 @@ def ratio(logp: jax.Array, logp_old: jax.Array) -> jax.Array:
     return jnp.exp(logp - logp_old)
 
 
-def clipped_surrogate(ratio: jax.Array, advantages: jax.Array, clip_low: Scalar, clip_high: Scalar) -> jax.Array:
+def token_weights(resp_mask: jax.Array, how: str) -> jax.Array:
+    """Weight of every token in the mean over a batch: all tokens alike, or all sequences alike.
+
+        token       w_t = m_t                 sum w x / sum w is the mean over tokens
+        sequence    w_t = m_t / length        sum w x / sum w is the mean over sequences of their means
+
+    Args:
+        resp_mask: bool[S, T], valid response tokens.
+        how: ``"token"`` or ``"sequence"``.
+
+    Returns:
+        f32[S, T], 0 on padding; their sum is the number of tokens, or of sequences with any token.
+
+    Raises:
+        ValueError: if ``how`` is unknown.
+
+    Source: sequence: GRPO, arXiv 2402.03300, eq. 3; token: DAPO, arXiv 2503.14476, sec. 3.3.
+    """
+    if how not in LOSS_MEANS:
+        raise ValueError(f"loss_mean is {how!r}, expected one of {', '.join(LOSS_MEANS)}")
+    chex.assert_rank(resp_mask, 2)
+    weights = resp_mask.astype(jnp.float32)
+    if how == "token":
+        return weights
+    return weights / jnp.maximum(weights.sum(1, keepdims=True), 1.0)
+
+
+def clipped_surrogate(
+    ratio: jax.Array, advantages: jax.Array, clip_low: Scalar, clip_high: Scalar, dual_clip: Scalar = math.inf
+) -> jax.Array:
     """PPO's clipped surrogate of every stream: ``min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)``.
+
+    With a dual clip c it is for A < 0 at least c A: ``max(min(rho A, clip(rho) A), c A)``. PPO alone has no bound
+    there, and a token that has become much more likely (stale or off-policy data) can swamp the batch.
 
     Args:
         ratio: f32[...], importance ratio of each token.
         advantages: f32[..., H].
         clip_low: width of the clip below 1 (0.2: not under 0.8).
         clip_high: width of the clip above 1 (0.2: not over 1.2).
+        dual_clip: c > 1, largest ratio that counts against a token of negative advantage (3 in the paper);
+            infinite for PPO alone.
 
     Returns:
         f32[..., H], to be maximised.
 
-    Source: Schulman et al., "Proximal Policy Optimization Algorithms", arXiv 1707.06347, eq. 7.
+    Source: Schulman et al., "Proximal Policy Optimization Algorithms", arXiv 1707.06347, eq. 7; dual clip: Ye et
+    al., "Mastering Complex Control in MOBA Games with Deep Reinforcement Learning", arXiv 1912.09729, eq. 5.
     """
     chex.assert_shape(ratio, advantages.shape[:-1])
     rho = ratio[..., None]
+    # For c > 1 bounding rho is the same, and for A = 0 and c infinite it is not the NaN that c A would be.
+    rho = jnp.where(advantages < 0, jnp.minimum(rho, dual_clip), rho)
     clipped = jnp.clip(rho, 1.0 - clip_low, 1.0 + clip_high)
     return jnp.minimum(rho * advantages, clipped * advantages)
 
 
-def _unclipped(rho: jax.Array, advantages: jax.Array, clip_low: Scalar, clip_high: Scalar) -> jax.Array:
-    """Where the surrogate still follows rho: a gain below the upper edge, a loss above the lower one."""
-    return jnp.where(advantages >= 0, rho <= 1.0 + clip_high, rho >= 1.0 - clip_low)
+def _unclipped(
+    rho: jax.Array, advantages: jax.Array, clip_low: Scalar, clip_high: Scalar, dual_clip: Scalar
+) -> jax.Array:
+    """Where the surrogate still follows rho: a gain below the upper edge, a loss between the lower one and c."""
+    loss = (rho >= 1.0 - clip_low) & (rho <= dual_clip)
+    return jnp.where(advantages >= 0, rho <= 1.0 + clip_high, loss)
 
 
-def surrogate_coefficients(ratio: jax.Array, advantages: jax.Array, clip_low: Scalar, clip_high: Scalar) -> jax.Array:
+def surrogate_coefficients(
+    ratio: jax.Array, advantages: jax.Array, clip_low: Scalar, clip_high: Scalar, dual_clip: Scalar = math.inf
+) -> jax.Array:
     """Derivative of `clipped_surrogate` by ``logp``: ``A rho 1[not clipped for that stream]``.
 
     Args:
@@ -66,13 +111,14 @@ def surrogate_coefficients(ratio: jax.Array, advantages: jax.Array, clip_low: Sc
         advantages: f32[..., H].
         clip_low: width of the clip below 1.
         clip_high: width of the clip above 1.
+        dual_clip: largest ratio that counts against a token of negative advantage; infinite for none.
 
     Returns:
         f32[..., H]; `jnp.sum(a * coefficients, -1)` is the derivative of ``sum_i a_i`` surrogate_i.
     """
     chex.assert_shape(ratio, advantages.shape[:-1])
     rho = ratio[..., None]
-    return jnp.where(_unclipped(rho, advantages, clip_low, clip_high), advantages * rho, 0.0)
+    return jnp.where(_unclipped(rho, advantages, clip_low, clip_high, dual_clip), advantages * rho, 0.0)
 
 
 def mixed_coefficients(
@@ -81,6 +127,7 @@ def mixed_coefficients(
     stream_weights: jax.Array,
     clip_low: Scalar,
     clip_high: Scalar,
+    dual_clip: Scalar = math.inf,
 ) -> jax.Array:
     """Derivative by ``logp`` of ONE clipped surrogate with the mixed advantage ``A = sum_i a_i A_i``.
 
@@ -93,12 +140,13 @@ def mixed_coefficients(
         stream_weights: f32[H], the mixing coefficients a.
         clip_low: width of the clip below 1.
         clip_high: width of the clip above 1.
+        dual_clip: largest ratio that counts where the mixed advantage is negative; infinite for none.
 
     Returns:
         f32[...].
     """
     mixed = mix_streams(advantages, stream_weights)
-    return surrogate_coefficients(ratio, mixed[..., None], clip_low, clip_high)[..., 0]
+    return surrogate_coefficients(ratio, mixed[..., None], clip_low, clip_high, dual_clip)[..., 0]
 
 
 def mix_streams(per_stream: jax.Array, stream_weights: jax.Array) -> jax.Array:

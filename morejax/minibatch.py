@@ -11,7 +11,7 @@ vocabulary, D width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,15 @@ import jax.numpy as jnp
 from morejax import losses
 from morejax.collectives import masked_mean, psum
 from morejax.config import StepConfig
-from morejax.gradients import gram_all, gram_virtual
+from morejax.gradients import (
+    adam_preconditioner,
+    gram_all,
+    gram_final_norm,
+    gram_last_layer,
+    gram_virtual,
+    signal_gram,
+    split_halves,
+)
 from morejax.lagrange import mixing_coefficients
 from morejax.models.split import Params, merge
 from morejax.reweight import WeightState, WeightStats, update_weights
@@ -33,8 +41,10 @@ class Batch(NamedTuple):
     tokens: jax.Array
     mask: jax.Array
     resp_mask: jax.Array
+    token_weights: jax.Array
+    half: jax.Array
     logp_old: jax.Array
-    values_old: jax.Array
+    values_old: jax.Array | None
     advantages: jax.Array
     returns: jax.Array
     applies: jax.Array
@@ -46,8 +56,10 @@ class Learner(NamedTuple):
     """What one minibatch changes."""
 
     params: Params
-    opt_state: tuple
+    opt_state: Any
     weights: WeightState
+    gram: jax.Array
+    """f32[H, H]: inner products of the streams' gradients when last measured."""
     updates: jax.Array
     """i32[]: optimizer updates made in this step (early stop leaves some out)."""
     running: jax.Array
@@ -58,17 +70,13 @@ class Scales(NamedTuple):
     """Constants of one step."""
 
     tokens: jax.Array
-    """f32[]: response tokens per minibatch, over all devices."""
+    """f32[]: weight of the response tokens per minibatch (their number, or that of sequences), over all devices."""
     stream_tokens: jax.Array
     """f32[H]: of them, those whose sequence the stream applies to."""
     multipliers: jax.Array
     """f32[M]."""
-    score: jax.Array
-    """f32[K]: smoothed J of the objectives."""
-    score_initial: jax.Array
-    """f32[K]."""
-    score_count: jax.Array
-    """f32[K]: weight behind J in this rollout."""
+    stats: WeightStats
+    """What weights are decided from, but for the Gram matrix, which every minibatch measures."""
 
 
 class Forward(NamedTuple):
@@ -112,37 +120,33 @@ def update(
     forward = _forward(state, actor, critic, batch)
     rho = jnp.where(batch.resp_mask, losses.ratio(forward.logp, batch.logp_old), 1.0)
     valid = batch.resp_mask[..., None] & batch.applies[:, None, :]
-    clip = (state.hyper.clip_low, state.hyper.clip_high)
+    clip = (state.hyper.clip_low, state.hyper.clip_high, state.hyper.dual_clip)
+    # Every token's share of its stream's mean.
+    share = jnp.where(valid, batch.token_weights[..., None], 0.0) / scales.stream_tokens[None, None, :]
     per_stream = jnp.where(valid, losses.surrogate_coefficients(rho, batch.advantages, *clip), 0.0)
-    coefficients = per_stream / scales.stream_tokens[None, None, :]
-    gram = _gram(config, forward, coefficients, batch, axis_name)
-    weights = update_weights(
-        learner.weights, _stats(state, scales, config, gram), config.weights, state.hyper.weighting
-    )
-    mix = jnp.concatenate(mixing_coefficients(weights.weights, scales.multipliers, config.mix_norm))
+    coefficients = per_stream * share
+    gram, weights = _reweigh(state, scales, config, axis_name, learner, forward, coefficients, batch)
+    mix = stream_mix(config, weights.weights, scales.multipliers, state.kl_coef)
     if config.clip == "per_stream":
         combined = (coefficients * mix[None, None, :]).sum(-1)
     else:
         # The sum is clipped as one: every stream is first brought to the scale of its own mean.
-        scaled = jnp.where(valid, batch.advantages, 0.0) / scales.stream_tokens[None, None, :]
+        scaled = jnp.where(valid, batch.advantages, 0.0) * share
         combined = losses.mixed_coefficients(rho, scaled, mix, *clip)
     regulariser, kl, entropy = _regulariser(state, scales, config, forward, batch)
     actor_grads = psum(forward.to_params(regulariser - combined[..., None] * forward.residual), axis_name)
-    value_loss, value_grads = jax.value_and_grad(
-        lambda critic: _value_loss(state, merge(state.graphdef, actor | critic), batch, forward.hidden, scales, config)
-    )(critic)
-    value_loss, value_grads = psum((value_loss, value_grads), axis_name)
+    value_loss, value_grads = _critic_gradient(state, scales, config, axis_name, actor, critic, forward, batch)
     kl_old = masked_mean(_k3_old(forward.logp, batch), batch.resp_mask, axis_name)
     # Not `kl_old <= stop`: a NaN must go on and be seen, not end the step in silence.
     running = learner.running & ~(kl_old > state.hyper.stop_kl)
-    learner, grad_norms = _advance(state, learner, weights, actor_grads, value_grads, running)
-    surrogate = jnp.where(valid, losses.clipped_surrogate(rho, batch.advantages, *clip), 0.0)
+    learner, grad_norms = _advance(state, learner, weights, gram, actor_grads, value_grads, running)
+    surrogate = jnp.where(valid, losses.clipped_surrogate(rho, batch.advantages, *clip), 0.0) * share
     clipped = (per_stream == 0) & valid & (batch.advantages != 0)
     return learner, {
         "gram": gram,
         "weights": learner.weights.weights,
         "made": running.astype(jnp.float32),
-        "stream_loss": -psum(surrogate.sum((0, 1)), axis_name) / scales.stream_tokens,
+        "stream_loss": -psum(surrogate.sum((0, 1)), axis_name),
         "clip_fraction": masked_mean(clipped.astype(jnp.float32), valid, axis_name, axis=(0, 1)),
         "kl": masked_mean(kl, batch.resp_mask, axis_name),
         "kl_old": kl_old,
@@ -187,26 +191,68 @@ def _forward(state: TrainState, actor: Params, critic: Params, batch: Batch) -> 
     )
 
 
+def stream_mix(config: StepConfig, weights: jax.Array, multipliers: jax.Array, kl_coef: jax.Array) -> jax.Array:
+    """Coefficients f32[H] of all streams in the policy loss; the KL's, in nats, is not divided by 1 + Lambda."""
+    exclusive = config.multipliers == "crpo"
+    mix = mixing_coefficients(weights, multipliers, config.mix_norm, exclusive=exclusive)
+    return jnp.concatenate([*mix, kl_coef[None]] if config.kl == "k1_reward" else mix)
+
+
+def _reweigh(
+    state: TrainState,
+    scales: Scales,
+    config: StepConfig,
+    axis_name: str | None,
+    learner: Learner,
+    forward: Forward,
+    coefficients: jax.Array,
+    batch: Batch,
+) -> tuple[jax.Array, WeightState]:
+    """Measure the Gram matrix and move the weights, where this minibatch is one of those that do."""
+    objectives = len(config.objectives)
+
+    def measure() -> tuple[jax.Array, WeightState]:
+        gram = _gram(config, forward, coefficients, batch, axis_name, learner)
+        stats = scales.stats.replace(gram=gram[:objectives, :objectives])
+        return gram, update_weights(learner.weights, stats, config.weights, state.hyper.weighting)
+
+    if config.norm_every == 1:
+        return measure()
+    first = learner.updates == 0
+    due = first if config.norm_every == 0 else first | (learner.updates % config.norm_every == 0)
+    return jax.lax.cond(due, measure, lambda: (learner.gram, learner.weights))
+
+
 def _gram(
-    config: StepConfig, forward: Forward, coefficients: jax.Array, batch: Batch, axis_name: str | None
+    config: StepConfig,
+    forward: Forward,
+    coefficients: jax.Array,
+    batch: Batch,
+    axis_name: str | None,
+    learner: Learner,
 ) -> jax.Array:
     """Inner products f32[H, H] of the streams' gradients, where `norm_at` says."""
+    if config.norm_of == "signal":
+        coefficients = split_halves(coefficients, batch.half)
     if config.norm_at == "all":
-        return gram_all(coefficients, lambda c: forward.to_params(c[..., None] * forward.residual), axis_name)[0]
+        actor, _ = _parts(learner.params)
+        preconditioner = adam_preconditioner(learner.opt_state, actor) if config.norm_space == "adam" else None
+        gram = gram_all(
+            coefficients, lambda c: forward.to_params(c[..., None] * forward.residual), axis_name, preconditioner
+        )
+    else:
+        gram = _gram_at_head(config, forward, coefficients, batch, axis_name)
+    return signal_gram(gram) if config.norm_of == "signal" else gram
+
+
+def _gram_at_head(config: StepConfig, forward: Forward, coefficients: jax.Array, batch: Batch, axis_name: str | None):
     context = batch.tokens.shape[1] - batch.resp_mask.shape[1]
     hidden = forward.hidden[:, context - 1 : -1].astype(jnp.float32)
-    return gram_virtual(coefficients, forward.to_hidden(forward.residual).astype(jnp.float32), hidden, axis_name)
-
-
-def _stats(state: TrainState, scales: Scales, config: StepConfig, gram: jax.Array) -> WeightStats:
-    """What a weight rule decides from: the objectives' part of the Gram matrix and their scores."""
-    objectives = len(config.objectives)
-    return WeightStats(
-        gram=gram[:objectives, :objectives],
-        score=scales.score,
-        initial_score=scales.score_initial,
-        target=state.hyper.targets,
-        count=scales.score_count,
+    if config.norm_at == "last_layer":
+        return gram_last_layer(coefficients, forward.residual, hidden, axis_name)
+    pulled = forward.to_hidden(forward.residual).astype(jnp.float32)
+    return {"virtual": gram_virtual, "final_norm": gram_final_norm}[config.norm_at](
+        coefficients, pulled, hidden, axis_name
     )
 
 
@@ -216,8 +262,9 @@ def _regulariser(
     """Cotangent f32[B, T, V] of beta KL - c H, and KL and entropy per token f32[B, T], nats."""
     kl, kl_grad = _kl(config, batch, forward.logps, forward.logp, forward.residual)
     entropy, entropy_grad = losses.entropy_and_grad(forward.logps)
-    beta = 0.0 if config.kl == "none" else state.kl_coef
-    cotangent = (beta * kl_grad - state.hyper.entropy_coef * entropy_grad) / scales.tokens
+    beta = 0.0 if config.kl in ("none", "k1_reward") else state.kl_coef
+    share = batch.token_weights[..., None] / scales.tokens
+    cotangent = (beta * kl_grad - state.hyper.entropy_coef * entropy_grad) * share
     # A choice, not a product: the reference may hold anything on padding, and 0 x inf is not 0.
     return jnp.where(batch.resp_mask[..., None], cotangent, 0.0), kl, entropy
 
@@ -226,6 +273,7 @@ def _advance(
     state: TrainState,
     learner: Learner,
     weights: WeightState,
+    gram: jax.Array,
     actor_grads: Params,
     value_grads: Params,
     running: jax.Array,
@@ -240,6 +288,7 @@ def _advance(
         params=keep(params, learner.params),
         opt_state=keep(opt_state, learner.opt_state),
         weights=keep(weights, learner.weights),
+        gram=keep(gram, learner.gram),
         updates=learner.updates + running.astype(jnp.int32),
         running=running,
     )
@@ -252,7 +301,7 @@ def _kl(config: StepConfig, batch: Batch, logps, logp, residual):
         return losses.kl_full_grad(logps, batch.ref_logps)
     if batch.logp_ref is None:
         return jnp.zeros_like(logp), 0.0
-    if config.kl == "none":
+    if config.kl in ("none", "k1_reward"):
         return losses.kl_k3(logp, batch.logp_ref), 0.0
     estimator = {"k2": losses.kl_k2, "k3": losses.kl_k3}[config.kl]
     coefficient = losses.kl_coefficient(config.kl, logp, batch.logp_ref)
@@ -268,14 +317,36 @@ def _k3_old(logp: jax.Array, batch: Batch) -> jax.Array:
     return losses.kl_k3(batch.logp_old, logp)
 
 
-def _value_loss(state, model, batch, hidden, scales, config) -> jax.Array:
+def _critic_gradient(
+    state: TrainState,
+    scales: Scales,
+    config: StepConfig,
+    axis_name: str | None,
+    actor: Params,
+    critic: Params,
+    forward: Forward,
+    batch: Batch,
+) -> tuple[jax.Array, Params]:
+    """Loss of the critic f32[] and its gradient; 0 and nothing for a model without one."""
+    if not critic:
+        return jnp.float32(0.0), {}
+    loss, gradient = jax.value_and_grad(
+        lambda critic: _value_loss(state, merge(state.graphdef, actor | critic), batch, forward.hidden, scales, config)
+    )(critic)
+    return psum((loss, gradient), axis_name)
+
+
+def _value_loss(
+    state: TrainState, model: Any, batch: Batch, hidden: jax.Array, scales: Scales, config: StepConfig
+) -> jax.Array:
     """Sum over streams of the mean clipped squared error, this device's part of it."""
     context = batch.tokens.shape[1] - batch.resp_mask.shape[1]
     values = model.values(batch.tokens, batch.mask, hidden)[:, context - 1 : -1]
     valid = batch.resp_mask[..., None] & batch.applies[:, None, :]
     clip = state.hyper.clip_value if config.value_clip else None
     loss = losses.value_loss(values, batch.returns, batch.values_old, clip)
-    return (jnp.where(valid, loss, 0.0) / scales.stream_tokens[None, None, :]).sum()
+    share = batch.token_weights[..., None] / scales.stream_tokens[None, None, :]
+    return jnp.where(valid, loss * share, 0.0).sum()
 
 
 def _optimise(state: TrainState, learner: Learner, actor_grads: Params, value_grads: Params):
@@ -283,6 +354,7 @@ def _optimise(state: TrainState, learner: Learner, actor_grads: Params, value_gr
     numbers = state.hyper
     actor_grads, actor_norm = _clip_norm(actor_grads, numbers.max_grad_norm)
     value_grads, value_norm = _clip_norm(value_grads, numbers.max_grad_norm)
+    updates: Any
     updates, opt_state = state.tx.update(actor_grads | value_grads, learner.opt_state, learner.params)
     progress = jnp.clip(state.step / jnp.maximum(numbers.decay_steps, 1.0), 0.0, 1.0)
     decay = jnp.where(numbers.decay_steps > 0, 1.0 - 0.9 * progress, 1.0)
@@ -298,6 +370,7 @@ def _optimise(state: TrainState, learner: Learner, actor_grads: Params, value_gr
 
 def _clip_norm(grads: Params, largest: jax.Array) -> tuple[Params, jax.Array]:
     # Not vdot: matrix units round float32 to TF32.
-    norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)))
+    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)]
+    norm = jnp.sqrt(jnp.stack([jnp.float32(0.0), *squares]).sum())
     scale = jnp.minimum(1.0, largest / jnp.maximum(norm, 1e-12))
     return jax.tree.map(lambda leaf: leaf * scale, grads), norm

@@ -1,77 +1,56 @@
 """Adaptive weights of the objectives from gradient feedback.
 
 A rule maps statistics (above all the K x K Gram matrix of the objectives' gradients, and how far each
-objective still is from its target) to raw weights; `update_weights` puts them on the simplex, floors and
+objective still is from its target) to raw weights; `update_weights` puts them on the simplex, floors, caps and
 smooths them. Only objectives are weighed here: constraints have their multipliers, and two controllers on
 one stream would fight. `RULES` maps a name to a function, and a new rule is one more entry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import chex
-import flax.struct
 import jax
 import jax.core
 import jax.numpy as jnp
 
-# Bounds of the deficit: a learnt objective still counts a little, a lost one not without end.
-DEFICIT_RANGE = (0.05, 5.0)
-# Below this share of the largest gradient is rounding noise; dividing by it would give it all the weight.
-_NO_GRADIENT = 1e-6
-_TINY = 1e-12
+from morejax.weight_rules import (
+    DEFICIT_RANGE,
+    NEEDS_GRAM,
+    NEEDS_MOMENTS,
+    RULES,
+    WeightSettings,
+    WeightState,
+    WeightStats,
+    applies,
+    deficit,
+    fresh,
+    has_gradient,
+    norms,
+    relative_deficit,
+    safe_norms,
+)
 
-
-@flax.struct.dataclass
-class WeightState:
-    """Objective weights.
-
-    Attributes:
-        weights: f32[K], current weights, on the simplex.
-        base: f32[K], the user's own weights, on the simplex; adaptive rules multiply them, ``fixed`` returns
-            them, the floor is a share of them. Equal by default.
-    """
-
-    weights: jax.Array
-    base: jax.Array
-
-
-@flax.struct.dataclass
-class WeightStats:
-    """What one update is decided from.
-
-    Attributes:
-        gram: f32[K, K], inner products <g_k, g_l> of the objectives' gradients.
-        score: f32[K], J_k of this rollout.
-        initial_score: f32[K], J_k before training.
-        target: f32[K], J*_k, for example the score of the human answers.
-        count: f32[K], number of applicable sequences; a stream with 0 keeps its weight. ``None``: all apply.
-    """
-
-    gram: jax.Array
-    score: jax.Array
-    initial_score: jax.Array
-    target: jax.Array
-    count: jax.Array | None = None
-
-
-@flax.struct.dataclass
-class WeightSettings:
-    """Numbers of the rules; traced, so a sweep does not recompile.
-
-    Attributes:
-        ema: decay of the weights, in [0, 1).
-        floor: kappa, the share of the weight that is handed out as by ``base`` whatever the rule says.
-        alpha: exponent of the relative deficit in ``gradnorm_cf``; 0 makes it ``inv_norm``.
-    """
-
-    ema: jax.Array | float = 0.9
-    floor: jax.Array | float = 0.1
-    alpha: jax.Array | float = 1.0
-
-
-Rule = Callable[[WeightStats, WeightSettings, jax.Array], jax.Array]
+__all__ = [
+    "DEFICIT_RANGE",
+    "NEEDS_GRAM",
+    "NEEDS_MOMENTS",
+    "RULES",
+    "WeightSettings",
+    "WeightState",
+    "WeightStats",
+    "alignment",
+    "cosines",
+    "deficit",
+    "has_gradient",
+    "init_weights",
+    "norms",
+    "relative_deficit",
+    "shares",
+    "update_weights",
+]
 
 
 def init_weights(base: Sequence[float] | jax.Array) -> WeightState:
@@ -94,86 +73,29 @@ def init_weights(base: Sequence[float] | jax.Array) -> WeightState:
         if not (sum(given) > 0 and all(0 <= x < float("inf") for x in given)):
             raise ValueError(f"objective weights are {given}, expected finite numbers >= 0 with a positive sum")
     weights = weights / jnp.sum(weights)
-    # Two buffers: the state is donated, and a buffer cannot be donated twice.
-    return WeightState(weights=weights, base=jnp.array(weights))
-
-
-def norms(gram: jax.Array) -> jax.Array:
-    """Gradient norms ``n_k = sqrt(G_kk)``, f32[K], from the Gram matrix f32[K, K]."""
-    return jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0.0))
-
-
-def has_gradient(gram: jax.Array) -> jax.Array:
-    """Which objectives have a gradient worth dividing by, bool[K]; a NaN counts as one, so that it shows."""
-    n = norms(gram)
-    return ~(n <= jnp.maximum(_NO_GRADIENT * jnp.max(n, initial=0.0), _TINY))
-
-
-def deficit(stats: WeightStats) -> jax.Array:
-    """Share of the way to its target that every objective has still to go.
-
-        L_k = clip((J*_k - J_k) / gap_k, 0.05, 5),   gap_k = max(J*_k - J_k(0), 0.05 max(|J*_k|, |J_k(0)|))
-
-    1 at the start, towards 0.05 at the target, above 1 when the objective got worse. The gap stays positive
-    for an objective that began at or above its target; without that the sign of the deficit would turn.
-    A PPO loss cannot take this place: it is about 0, of either sign, whatever there is left to learn.
-
-    Args:
-        stats: uses ``score``, ``initial_score`` and ``target``.
-
-    Returns:
-        f32[K] in [0.05, 5].
-    """
-    chex.assert_equal_shape([stats.score, stats.initial_score, stats.target])
-    scale = jnp.maximum(jnp.abs(stats.target), jnp.abs(stats.initial_score))
-    gap = jnp.maximum(stats.target - stats.initial_score, jnp.maximum(0.05 * scale, 1e-8))
-    return jnp.clip((stats.target - stats.score) / gap, *DEFICIT_RANGE)
-
-
-def fixed_rule(stats: WeightStats, settings: WeightSettings, base: jax.Array) -> jax.Array:
-    """The user's weights, whatever the gradients: ``w_k = b_k``."""
-    return base
-
-
-def inv_norm_rule(stats: WeightStats, settings: WeightSettings, base: jax.Array) -> jax.Array:
-    """Equal gradient norms: ``w_k ~ b_k / n_k``."""
-    return base / _safe_norms(stats.gram)
-
-
-def gradnorm_cf_rule(stats: WeightStats, settings: WeightSettings, base: jax.Array) -> jax.Array:
-    """GradNorm's fixed point in closed form: ``w_k ~ b_k r_k^alpha / n_k``, with ``r_k = L_k / mean(L)``.
-
-    ``L_k`` is the remaining `deficit`, in the place of GradNorm's loss ratio: the more an objective has still
-    to gain, the larger its share of the update.
-
-    Source: Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask
-    Networks", arXiv 1711.02257, eq. 1 and 2.
-    """
-    return base * relative_deficit(stats) ** settings.alpha / _safe_norms(stats.gram)
-
-
-RULES: dict[str, Rule] = {"fixed": fixed_rule, "inv_norm": inv_norm_rule, "gradnorm_cf": gradnorm_cf_rule}
-# Rules that divide by a norm: an objective without gradient keeps its weight under them.
-NEEDS_GRADIENT = frozenset({"inv_norm", "gradnorm_cf"})
-
-
-def relative_deficit(stats: WeightStats) -> jax.Array:
-    """``r_k = L_k / mean(L)`` over the objectives that apply, f32[K]; 1 where one does not apply."""
-    applies = _applies(stats)
-    left = jnp.where(applies, deficit(stats), 0.0)
-    mean = jnp.sum(left) / jnp.maximum(jnp.sum(applies), 1)
-    return jnp.where(applies, left / jnp.maximum(mean, _TINY), 1.0)
+    # Distinct buffers: the state is donated, and a buffer cannot be donated twice.
+    return WeightState(
+        weights=weights,
+        base=jnp.array(weights),
+        raw=jnp.array(weights),
+        last_score=jnp.zeros_like(weights),
+        slope=jnp.zeros_like(weights),
+        corr=jnp.zeros_like(weights),
+        seen=jnp.zeros(weights.shape, jnp.int32),
+        rollout=jnp.int32(-1),
+    )
 
 
 def update_weights(state: WeightState, stats: WeightStats, rule: str, settings: WeightSettings) -> WeightState:
     """One update of the objective weights.
 
-        w' = (1 - kappa) raw / sum(raw) + kappa b,      w <- ema w + (1 - ema) w'
+        w' = (1 - kappa) raw / sum(raw) + kappa b,  at most cap,      w <- ema w + (1 - ema) w'
 
     With equal base weights the floor is kappa / K. Flooring before smoothing keeps the fixed point at w';
     the other way round the floor would be applied again at every update and drag the weights to the base.
-    An objective that does not apply, or has no gradient this time, keeps its weight exactly; the others share
-    what is left. No gradient flows through the weights.
+    What is above the cap goes to the others, as by ``base``; a cap below what they can hold together is raised to it.
+    An objective that does not apply, or (for a rule that reads the Gram matrix) has no gradient this time, keeps its
+    weight exactly, and its memory; the others share what is left. No gradient flows through the weights.
 
     Args:
         state: weights before.
@@ -182,42 +104,74 @@ def update_weights(state: WeightState, stats: WeightStats, rule: str, settings: 
         settings: numbers of the rule.
 
     Returns:
-        The new state, weights on the simplex, none below kappa b_k unless it was there before.
+        The new state, weights on the simplex, none below kappa b_k or above the cap unless it was there before.
 
     Raises:
-        ValueError: if ``rule`` is unknown.
+        ValueError: if ``rule`` is unknown, or a statistic that it needs is missing.
     """
     if rule not in RULES:
         raise ValueError(f"weight rule is {rule!r}, expected one of {', '.join(RULES)}")
     chex.assert_equal_shape([state.weights, state.base, stats.score, stats.initial_score, stats.target])
-    chex.assert_shape(stats.gram, state.weights.shape * 2)
-    active = _applies(stats)
-    if rule in NEEDS_GRADIENT:
+    if stats.gram is not None:
+        chex.assert_shape(stats.gram, state.weights.shape * 2)
+    active = applies(stats)
+    if rule in NEEDS_GRAM and stats.gram is not None:
         active = active & has_gradient(stats.gram)
-    raw = jnp.where(active, RULES[rule](stats, settings, state.base), 0.0)
+    raw, memory = RULES[rule](stats, settings, state)
+    raw = jnp.where(active, raw, 0.0)
     target = _to_simplex(raw, active, state, settings.floor)
+    target = _capped(target, active, state.base, settings.cap)
     moved = settings.ema * state.weights + (1.0 - settings.ema) * target
     weights = jnp.where(active, moved, state.weights)
-    return WeightState(weights=jax.lax.stop_gradient(weights), base=state.base)
+    return jax.lax.stop_gradient(replace(_remember(state, memory, stats, active), weights=weights))
+
+
+def _remember(state: WeightState, memory: WeightState, stats: WeightStats, active: jax.Array) -> WeightState:
+    """What the rule has learnt, of the active objectives, and the scores of a rollout that is new."""
+    new = applies(stats) & fresh(stats, state)
+    return replace(
+        memory,
+        raw=jnp.where(active, memory.raw, state.raw),
+        slope=jnp.where(active, memory.slope, state.slope),
+        corr=jnp.where(active, memory.corr, state.corr),
+        last_score=jnp.where(new, stats.score, state.last_score),
+        seen=state.seen + new.astype(jnp.int32),
+        rollout=state.rollout if stats.rollout is None else jnp.asarray(stats.rollout, jnp.int32),
+    )
 
 
 def _to_simplex(raw: jax.Array, active: jax.Array, state: WeightState, floor: jax.Array | float) -> jax.Array:
     """Spread the active objectives' share of the weight: the floor first, the rest in proportion to raw."""
     mass = jnp.sum(jnp.where(active, state.weights, 0.0))
     lowest = jnp.where(active, floor * state.base, 0.0)
-    # An all-zero raw vector (every active base weight is 0) has nothing to share out by.
-    share = raw / jnp.where(jnp.sum(raw) == 0, 1.0, jnp.sum(raw))
+    given = jnp.sum(raw)
+    # An all-zero raw vector has nothing to share out by: the weights stay.
+    share = raw / jnp.where(given == 0, 1.0, given)
     spread = lowest + jnp.maximum(mass - jnp.sum(lowest), 0.0) * share
     total = jnp.sum(spread)
-    return jnp.where(total == 0, state.weights, spread * mass / jnp.where(total == 0, 1.0, total))
+    nothing = (total == 0) | (given == 0)
+    return jnp.where(nothing, state.weights, spread * mass / jnp.where(total == 0, 1.0, total))
 
 
-def _applies(stats: WeightStats) -> jax.Array:
-    return jnp.ones(stats.score.shape, bool) if stats.count is None else stats.count > 0
+def _capped(weights: jax.Array, active: jax.Array, base: jax.Array, cap: jax.Array | float) -> jax.Array:
+    """Cut the active weights at the cap and hand the excess to those below it, in proportion to base.
 
-
-def _safe_norms(gram: jax.Array) -> jax.Array:
-    return jnp.where(has_gradient(gram), norms(gram), 1.0)
+    w_k <- min(w_k + t b_k, cap) with the t >= 0 that keeps the sum: piecewise linear in t, so t is found exactly from
+    the K values of t at which an objective reaches the cap.
+    """
+    takers = active & (base > 0)
+    before = jnp.where(active, weights, 0.0)
+    mass = jnp.sum(before)
+    most = jnp.maximum(cap, mass / jnp.maximum(jnp.sum(takers), 1))
+    rate = jnp.where(takers, base, 0.0)
+    full_at = jnp.where(takers, jnp.maximum((most - before) / jnp.where(takers, base, 1.0), 0.0), 0.0)
+    totals = jnp.sum(jnp.minimum(before[None, :] + full_at[:, None] * rate[None, :], most), axis=1)
+    start = jnp.max(jnp.where(totals <= mass, full_at, 0.0), initial=0.0)
+    begun = jnp.minimum(before + start * rate, most)
+    still = jnp.sum(jnp.where(full_at > start, rate, 0.0))
+    rest = jnp.maximum(mass - jnp.sum(begun), 0.0) / jnp.where(still == 0, 1.0, still)
+    capped = jnp.minimum(begun + rest * rate, most)
+    return jnp.where(active & (jnp.asarray(cap) < 1.0), capped, weights)
 
 
 def cosines(gram: jax.Array) -> jax.Array:
@@ -230,7 +184,7 @@ def cosines(gram: jax.Array) -> jax.Array:
         f32[K, K] in [-1, 1]; rows and columns of an objective without gradient are 0.
     """
     present = has_gradient(gram)
-    inverse = jnp.where(present, 1.0 / _safe_norms(gram), 0.0)
+    inverse = jnp.where(present, 1.0 / safe_norms(gram), 0.0)
     return jnp.clip(gram * inverse[:, None] * inverse[None, :], -1.0, 1.0)
 
 

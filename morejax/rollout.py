@@ -28,24 +28,29 @@ class Rollout(struct.PyTreeNode):
     """bool[S, T]: response tokens, the end-of-sequence token included."""
     logp_old: jax.Array
     """f32[S, T]: log-probability of each response token under the policy that sampled it, nats."""
-    values_old: jax.Array
-    """f32[S, T, H]: the critic's estimates before each response token, in units of the running scale."""
     objectives: jax.Array
     """f32[S, T, K]: language rewards; sequence rewards on the last valid token, dense ones on their token."""
     constraints: jax.Array
     """f32[S, T, M]: reasoning rewards, written the same way."""
     applies: jax.Array
-    """bool[S, H]: is this stream defined for this sequence? (A greeting has no phone number to check.)"""
+    """bool[S, K+M]: is this stream defined for this sequence? (A greeting has no phone number to check.)"""
+    values_old: jax.Array | None = None
+    """f32[S, T, H]: the critic's estimates before each response token, in units of the running scale; None without
+    critic. With `kl = k1_reward` H is K + M + 1, the KL's last."""
     logp_ref: jax.Array | None = None
-    """f32[S, T]: log-probability of each response token under the reference, for `kl = k2 | k3`."""
+    """f32[S, T]: log-probability of each response token under the reference, for `kl = k1_reward | k2 | k3`."""
     ref_logps: jax.Array | None = None
     """f32[S, T, V]: the reference's whole distribution, for `kl = full`."""
     scores: jax.Array | None = None
-    """f32[S, H]: what is averaged into J; None takes the sum of the sequence's rewards."""
+    """f32[S, K+M]: what is averaged into J; None takes the sum of the sequence's rewards."""
     score_weights: jax.Array | None = None
-    """f32[S, H]: weight of the sequence in that average; None weighs all alike. Turns of a dialogue share its one."""
+    """f32[S, K+M]: weight of the sequence in that average; None weighs all alike. Turns of a dialogue share its one."""
     group: jax.Array | None = None
-    """i32[S]: sequences sampled from one prompt share a number (group baselines)."""
+    """i32[S]: sequences sampled from one prompt share a number in [0, S over all devices), for group baselines."""
+    dialogue: jax.Array | None = None
+    """i32[S]: turns of one dialogue share a number, for discounting over turns."""
+    turn: jax.Array | None = None
+    """i32[S]: place of the turn in its dialogue."""
 
     @property
     def mask(self) -> jax.Array:

@@ -38,6 +38,8 @@ class TrainState(struct.PyTreeNode):
     """bool[H]: has the stream's scale been measured?"""
     kl_coef: jax.Array
     """f32[]: coefficient of the KL to the reference."""
+    kl_multiplier: MultiplierState
+    """Of the constraint KL <= target, length 1 (`kl_controller = multiplier`)."""
     key: jax.Array
     """PRNG key of the sampler."""
     step: jax.Array
@@ -77,11 +79,14 @@ def init_state(
     """
     graphdef, params = split(model)
     tx = default_optimizer() if tx is None else tx
+    kl_rule = config.multipliers if config.kl_controller == "multiplier" else "pid"
     objectives, streams = len(config.objectives), len(config.streams)
     return TrainState(
         params=params,
         opt_state=tx.init(params),
-        multipliers=init_multipliers(len(config.constraints), configs.initial_multipliers(config, numbers)),
+        multipliers=init_multipliers(
+            len(config.constraints), configs.initial_multipliers(config, numbers), config.multipliers
+        ),
         weights=init_weights(configs.initial_weights(config, numbers)),
         score_ema=jnp.zeros((objectives,), jnp.float32),
         score_initial=jnp.zeros((objectives,), jnp.float32),
@@ -90,6 +95,7 @@ def init_state(
         value_scale=jnp.ones((streams,), jnp.float32),
         value_seen=jnp.zeros((streams,), bool),
         kl_coef=jnp.float32(numbers.kl_coef),
+        kl_multiplier=init_multipliers(1, numbers.kl_coef, kl_rule),
         key=jax.random.key(seed),
         step=jnp.int32(0),
         hyper=configs.hyper(config, numbers),

@@ -21,9 +21,11 @@ from morejax import advantages as adv
 from morejax import losses
 from morejax.collectives import masked_moments, psum
 from morejax.config import StepConfig
-from morejax.lagrange import update_multipliers
-from morejax.minibatch import Batch, Learner, Scales, update
+from morejax.lagrange import hinge_applies, update_multipliers
+from morejax.minibatch import Batch, Learner, Scales, stream_mix, update
+from morejax.reweight import NEEDS_MOMENTS, WeightStats
 from morejax.rollout import Rollout
+from morejax.scores import mean_scores, score_moments, sequence_scores
 from morejax.state import TrainState
 from morejax.step_metrics import mean_over_updates, step_metrics
 
@@ -50,9 +52,8 @@ def train_step(
     Raises:
       ValueError: the rollout lacks what the config needs, or its shapes do not fit.
     """
-    check(rollout, config)
-    advantages, returns = _advantages(state, rollout)
-    explained = _explained(state, rollout, returns, axis_name)
+    check(state, rollout, config)
+    rewards = stream_rewards(state, rollout, config, axis_name)
     score, count = mean_scores(rollout, axis_name)
     objectives = len(config.objectives)
     multipliers, info = update_multipliers(
@@ -64,43 +65,56 @@ def train_step(
         state.hyper.gains,
     )
     state = _update_scores(state, score[:objectives], count[:objectives]).replace(multipliers=multipliers)
+    advantages, returns, explained = _advantages(state, rollout, rewards, config, axis_name)
     before = state.value_scale
     state, advantages, returns = _normalise(state, rollout, advantages, returns, config, axis_name)
-    # The critic spoke in units of the scale before; its clip range is around that, in the new unit.
-    rollout = rollout.replace(values_old=rollout.values_old * (before / state.value_scale)[None, None, :])
+    if config.multipliers == "hinge":
+        advantages = _only_violated(state, rollout, advantages, config, axis_name)
+    if rollout.values_old is not None:
+        # The critic spoke in units of the scale before; its clip range is around that, in the new unit.
+        rollout = rollout.replace(values_old=rollout.values_old * (before / state.value_scale)[None, None, :])
     scales = _scales(state, rollout, count, config, axis_name)
-    learner = Learner(state.params, state.opt_state, state.weights, jnp.int32(0), jnp.bool_(True))
-    batches = _minibatches(rollout, advantages, returns, config)
+    gram = jnp.zeros((len(config.streams),) * 2, jnp.float32)  # the first minibatch measures it
+    learner = Learner(state.params, state.opt_state, state.weights, gram, jnp.int32(0), jnp.bool_(True))
+    batches = _minibatches(rollout, advantages, returns, config, axis_name)
     one_update = partial(update, state, scales, config, axis_name)
     learner, logs = jax.lax.scan(
         lambda carry, _: jax.lax.scan(one_update, carry, batches), learner, None, length=config.epochs
     )
     kl = mean_over_updates(logs)["kl"]
-    kl_coef = state.kl_coef
-    if config.kl_controller == "adaptive":
-        kl_coef = losses.update_kl_coef(kl_coef, kl, state.hyper.kl_target, state.hyper.kl_gain)
     metrics = step_metrics(config, state, multipliers, info, score, logs, scales, explained)
-    new = state.replace(
+    new = _steer_kl(state, kl, config).replace(
         params=learner.params,
         opt_state=learner.opt_state,
         weights=learner.weights,
-        kl_coef=kl_coef,
         step=state.step + 1,
     )
-    return new, metrics | {"updates": learner.updates.astype(jnp.float32), "kl_coef": kl_coef}
+    return new, metrics | {"updates": learner.updates.astype(jnp.float32), "kl_coef": new.kl_coef}
 
 
-def check(rollout: Rollout, config: StepConfig) -> None:
-    """Refuse a rollout that does not fit the config (at trace time, so for free).
+def check(state: TrainState, rollout: Rollout, config: StepConfig) -> None:
+    """Refuse a rollout, or a model, that does not fit the config (at trace time, so for free).
 
     Raises:
-      ValueError: a missing reference, an array of the wrong shape, or sequences that do not divide into minibatches.
+      ValueError: a missing reference, critic or group, an array of the wrong shape, or sequences that do not divide
+        into minibatches.
     """
     sequences, _ = rollout.resp_mask.shape
     if config.kl == "full" and rollout.ref_logps is None:
         raise ValueError("step.kl = full needs rollout.ref_logps f32[S, T, V]; use k2 or k3 with rollout.logp_ref")
-    if config.kl in ("k2", "k3") and rollout.logp_ref is None:
+    if config.kl in ("k1_reward", "k2", "k3") and rollout.logp_ref is None:
         raise ValueError(f"step.kl = {config.kl} needs rollout.logp_ref f32[S, T]")
+    if (config.baseline == "critic") != ("value" in state.params):
+        found = "has one" if "value" in state.params else "has none (no `value` among its parameters)"
+        wanted = "needs a model with a critic" if config.baseline == "critic" else "needs a model without a critic"
+        raise ValueError(f"step.baseline = {config.baseline} {wanted}, and this one {found}")
+    if config.baseline == "critic" and rollout.values_old is None:
+        raise ValueError("step.baseline = critic needs rollout.values_old f32[S, T, H]")
+    if config.baseline != "critic" and rollout.group is None:
+        raise ValueError(f"step.baseline = {config.baseline} needs rollout.group i32[S]")
+    if (rollout.dialogue is None) != (rollout.turn is None):
+        missing = "dialogue" if rollout.dialogue is None else "turn"
+        raise ValueError(f"discounting over turns needs rollout.dialogue and rollout.turn, and {missing} is missing")
     if sequences % config.minibatches:
         raise ValueError(
             f"{sequences} sequences (on each device) do not divide into step.minibatches = {config.minibatches}"
@@ -115,18 +129,20 @@ def check(rollout: Rollout, config: StepConfig) -> None:
 def _shapes(rollout: Rollout, config: StepConfig) -> list[tuple[str, tuple[int, ...], str]]:
     """Name, shape and meaning of every array of a rollout whose `resp_mask` is [S, T]."""
     sequences, response = rollout.resp_mask.shape
-    positions, streams = (sequences, response), len(config.streams)
-    per_stream = f"one column for each stream of {config.streams}"
+    positions, streams = (sequences, response), len(config.reward_streams)
+    per_stream = f"one column for each stream of {config.reward_streams}"
     shapes = [
         ("tokens", (sequences, jnp.shape(rollout.context_mask)[-1] + response), "[S, C + T], context, then response"),
         ("context_mask", (sequences, jnp.shape(rollout.tokens)[-1] - response), "[S, C]"),
         ("logp_old", positions, "[S, T]"),
         ("logp_ref", positions, "[S, T]"),
-        ("values_old", (*positions, streams), per_stream),
+        ("values_old", (*positions, len(config.streams)), f"one column for each stream of {config.streams}"),
         ("applies", (sequences, streams), per_stream),
         ("scores", (sequences, streams), per_stream),
         ("score_weights", (sequences, streams), per_stream),
         ("group", (sequences,), "[S]"),
+        ("dialogue", (sequences,), "[S]"),
+        ("turn", (sequences,), "[S]"),
     ]
     for name in ("objectives", "constraints"):
         names = getattr(config, name)
@@ -136,34 +152,58 @@ def _shapes(rollout: Rollout, config: StepConfig) -> list[tuple[str, tuple[int, 
     return shapes
 
 
-def mean_scores(rollout: Rollout, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
-    """J of every stream: sum(weight score) / sum(weight) over the sequences it applies to.
+def stream_rewards(state: TrainState, rollout: Rollout, config: StepConfig, axis_name: str | None = None) -> jax.Array:
+    """Rewards f32[S, T, H] of all streams, 0 where one does not apply.
 
-    Returns:
-      J f32[H] (0 where nothing applies) and the weight behind it f32[H].
+    What later turns of the dialogue bring, discounted per turn, is added on a reply's last token; a KL that is a reward
+    is the stream r_t = -(log pi_old - log pi_ref), in nats.
     """
-    rewards = jnp.concatenate([rollout.objectives, rollout.constraints], axis=-1)
-    summed = jnp.where(rollout.resp_mask[..., None], rewards, 0.0).sum(1)
-    scores = summed if rollout.scores is None else rollout.scores
-    weights = rollout.applies.astype(jnp.float32)
-    if rollout.score_weights is not None:
-        weights = weights * rollout.score_weights
-    # Under a mask, not by a product alone: a score that does not apply may be anything, NaN included.
-    scores = jnp.where(weights > 0, scores, 0.0)
-    total, count = psum((scores * weights).sum(0), axis_name), psum(weights.sum(0), axis_name)
-    return jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), 0.0), count
+    rewards = jnp.where(_stream_mask(rollout), jnp.concatenate([rollout.objectives, rollout.constraints], axis=-1), 0.0)
+    if rollout.dialogue is not None and rollout.turn is not None:
+        streams = rewards.shape[-1]
+        later = adv.discount_over_turns(
+            rewards.sum(1), rollout.dialogue, rollout.turn, state.hyper.gamma_turn[:streams], axis_name
+        )
+        last = rollout.resp_mask & (jnp.cumsum(rollout.resp_mask, axis=1) == rollout.resp_mask.sum(1, keepdims=True))
+        rewards = jnp.where(last[..., None] & rollout.applies[:, None, :], rewards + later[:, None, :], rewards)
+    if config.kl == "k1_reward":
+        assert rollout.logp_ref is not None  # `check` has seen to it
+        kl = jnp.where(rollout.resp_mask, losses.kl_k1(rollout.logp_old, rollout.logp_ref), 0.0)
+        rewards = jnp.concatenate([rewards, -kl[..., None]], axis=-1)
+    return rewards
 
 
-def _advantages(state: TrainState, rollout: Rollout) -> tuple[jax.Array, jax.Array]:
-    """GAE of every stream in reward units: advantages and returns f32[S, T, H]."""
-    rewards = jnp.concatenate([rollout.objectives, rollout.constraints], axis=-1)
-    rewards = jnp.where(rollout.applies[:, None, :], rewards, 0.0)
+def _advantages(
+    state: TrainState, rollout: Rollout, rewards: jax.Array, config: StepConfig, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Advantages and returns f32[S, T, H] in reward units, and how much of the returns' variance the critic knew."""
+    mask = _stream_mask(rollout, config)
+    if config.baseline != "critic" and rollout.group is not None:
+        returns = rewards.sum(1)
+        how = {"group_mean": "mean", "leave_one_out": "leave_one_out"}[config.baseline]
+        how = "standardised" if config.adv_norm == "group" else how
+        # At most one group a sequence; their numbers count over all devices.
+        groups = returns.shape[0] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+        advantages = adv.group_advantages(returns, mask.any(1), rollout.group, how, axis_name, groups)
+        return jnp.where(mask, advantages[:, None, :], 0.0), jnp.where(mask, returns[:, None, :], 0.0), None
+    assert rollout.values_old is not None  # `check` has seen to it
     values = rollout.values_old * state.value_scale[None, None, :]
-    return adv.gae(rewards, values, rollout.resp_mask, state.hyper.gamma, state.hyper.gae_lambda)
+    numbers = state.hyper
+    advantages, returns = adv.gae(rewards, values, rollout.resp_mask, numbers.gamma, numbers.gae_lambda)
+    return advantages, returns, losses.explained_variance(values, returns, mask, axis_name)
 
 
-def _stream_mask(rollout: Rollout) -> jax.Array:
-    return rollout.resp_mask[..., None] & rollout.applies[:, None, :]
+def _stream_mask(rollout: Rollout, config: StepConfig | None = None) -> jax.Array:
+    """bool[S, T, H]: valid tokens of sequences that the stream applies to; the K + M reward streams without config."""
+    applies = rollout.applies if config is None else _applies(rollout, config)
+    return rollout.resp_mask[..., None] & applies[:, None, :]
+
+
+def _applies(rollout: Rollout, config: StepConfig) -> jax.Array:
+    """bool[S, H]: a KL that is a reward applies everywhere."""
+    if config.kl != "k1_reward":
+        return rollout.applies
+    return jnp.concatenate([rollout.applies, jnp.ones_like(rollout.applies[:, :1])], axis=-1)
 
 
 def _update_scores(state: TrainState, score: jax.Array, count: jax.Array) -> TrainState:
@@ -178,12 +218,20 @@ def _update_scores(state: TrainState, score: jax.Array, count: jax.Array) -> Tra
     )
 
 
-def _normalise(state, rollout, advantages, returns, config, axis_name):
+def _normalise(
+    state: TrainState,
+    rollout: Rollout,
+    advantages: jax.Array,
+    returns: jax.Array,
+    config: StepConfig,
+    axis_name: str | None,
+) -> tuple[TrainState, jax.Array, jax.Array]:
     """Normalised advantages, returns in units of the running scale, and the state with both scales moved."""
-    mask = _stream_mask(rollout)
-    advantages, sigma = adv.normalise(
-        advantages, mask, state.running_sigma, config.adv_norm, state.hyper.sigma_floor, axis_name
-    )
+    mask = _stream_mask(rollout, config)
+    advantages, sigma = _by_stream(state, advantages, mask, config, axis_name)
+    if config.adv_norm in ("group", "after"):
+        mix = stream_mix(config, state.weights.weights, state.multipliers.value, state.kl_coef)
+        advantages = adv.whiten_mixture(advantages, mask, rollout.resp_mask, mix, axis_name)
     count = psum(mask.sum((0, 1)).astype(jnp.float32), axis_name)
     running_sigma = adv.update_running_sigma(state.running_sigma, sigma, count, _SCALE_DECAY)
     _, spread, _ = masked_moments(returns, mask, axis_name)
@@ -195,40 +243,113 @@ def _normalise(state, rollout, advantages, returns, config, axis_name):
     return state, advantages, returns / scale[None, None, :]
 
 
-def _scales(state, rollout, count, config, axis_name) -> Scales:
+def _by_stream(
+    state: TrainState, advantages: jax.Array, mask: jax.Array, config: StepConfig, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """Each stream on its own scale, as `adv_norm` says, and the std f32[H] found; the KL stays in nats."""
+    how = "none" if config.adv_norm in ("group", "after") else config.adv_norm
+    normalise = partial(adv.normalise, floor=state.hyper.sigma_floor, axis_name=axis_name)
+    if config.kl != "k1_reward":
+        return normalise(advantages, mask, state.running_sigma, how)
+    parts = [
+        normalise(advantages[..., part], mask[..., part], state.running_sigma[part], kind)
+        for part, kind in ((slice(None, -1), how), (slice(-1, None), "none" if how == "none" else "center"))
+    ]
+    rewards, kl = parts
+    return jnp.concatenate([rewards[0], kl[0]], axis=-1), jnp.concatenate([rewards[1], kl[1]])
+
+
+def _only_violated(
+    state: TrainState, rollout: Rollout, advantages: jax.Array, config: StepConfig, axis_name: str | None
+) -> jax.Array:
+    """Hinge: a constraint pushes only the prompts that violate it."""
+    first, last = len(config.objectives), len(config.reward_streams)
+    scores, _ = sequence_scores(rollout)
+    groups = scores.shape[0] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    violated = hinge_applies(
+        scores[:, first:], rollout.applies[:, first:], state.hyper.thresholds, rollout.group, groups, axis_name
+    )
+    held = jnp.where(violated[:, None, :], advantages[..., first:last], 0.0)
+    return jnp.concatenate([advantages[..., :first], held, advantages[..., last:]], axis=-1)
+
+
+def _scales(state: TrainState, rollout: Rollout, count: jax.Array, config: StepConfig, axis_name: str | None) -> Scales:
     objectives = len(config.objectives)
-    tokens = psum(rollout.resp_mask.sum().astype(jnp.float32), axis_name)
-    stream_tokens = psum(_stream_mask(rollout).sum((0, 1)).astype(jnp.float32), axis_name)
+    weights = losses.token_weights(rollout.resp_mask, config.loss_mean)
+    by_stream = jnp.where(_stream_mask(rollout, config), weights[..., None], 0.0)
+    tokens, stream_tokens = psum((weights.sum(), by_stream.sum((0, 1))), axis_name)
     # The rollout's mean per minibatch, not the minibatch's own count: every token then weighs the same.
     return Scales(
-        tokens=jnp.maximum(tokens / config.minibatches, 1.0),
-        stream_tokens=jnp.maximum(stream_tokens / config.minibatches, 1.0),
+        tokens=jnp.maximum(tokens / config.minibatches, _least(config)),
+        stream_tokens=jnp.maximum(stream_tokens / config.minibatches, _least(config)),
         multipliers=state.multipliers.value,
-        score=state.score_ema,
-        score_initial=state.score_initial,
-        score_count=count[:objectives],
+        stats=_stats(state, rollout, count[:objectives], config, axis_name),
     )
 
 
-def _minibatches(rollout: Rollout, advantages: jax.Array, returns: jax.Array, config: StepConfig) -> Batch:
+def _least(config: StepConfig) -> float:
+    """Denominator of an empty mean."""
+    return 1.0 if config.loss_mean == "token" else 1.0 / config.minibatches
+
+
+def _stats(
+    state: TrainState, rollout: Rollout, count: jax.Array, config: StepConfig, axis_name: str | None
+) -> WeightStats:
+    """What a weight rule decides from, but for the Gram matrix, which minibatches fill in."""
+    objectives = len(config.objectives)
+    moments: dict[str, jax.Array] = {}
+    if config.weights in NEEDS_MOMENTS:
+        scores, weights = (x[:, :objectives] for x in sequence_scores(rollout))
+        moments = score_moments(scores, weights, state.weights.weights, axis_name)
+    return WeightStats(
+        gram=jnp.zeros((objectives, objectives), jnp.float32),
+        score=state.score_ema,
+        initial_score=state.score_initial,
+        target=state.hyper.targets,
+        count=count,
+        rollout=state.step,
+        **moments,
+    )
+
+
+def _minibatches(
+    rollout: Rollout, advantages: jax.Array, returns: jax.Array, config: StepConfig, axis_name: str | None
+) -> Batch:
     """Strided minibatches [minibatches, S / minibatches, ...]: each device keeps its own rows of each of them."""
+    count, sequences = config.minibatches, rollout.tokens.shape[0]
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * sequences
     batch = Batch(
         tokens=rollout.tokens,
         mask=rollout.mask,
         resp_mask=rollout.resp_mask,
+        token_weights=losses.token_weights(rollout.resp_mask, config.loss_mean),
+        # Every other row of a minibatch, counted over all devices, so that each of them sees the same halves.
+        half=(first + jnp.arange(sequences)) // count % 2 == 0,
         logp_old=rollout.logp_old,
         values_old=rollout.values_old,
         advantages=advantages,
         returns=returns,
-        applies=rollout.applies,
+        applies=_applies(rollout, config),
         logp_ref=rollout.logp_ref,
         ref_logps=rollout.ref_logps if config.kl == "full" else None,
     )
-    count = config.minibatches
     return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def _explained(state: TrainState, rollout: Rollout, returns: jax.Array, axis_name: str | None) -> jax.Array:
-    """f32[H]: how much of the returns' variance the critic knew before this step."""
-    values = rollout.values_old * state.value_scale[None, None, :]
-    return losses.explained_variance(values, returns, _stream_mask(rollout), axis_name)
+def _steer_kl(state: TrainState, kl: jax.Array, config: StepConfig) -> TrainState:
+    """Move the KL's coefficient by what this step measured."""
+    numbers = state.hyper
+    if config.kl_controller == "adaptive":
+        return state.replace(kl_coef=losses.update_kl_coef(state.kl_coef, kl, numbers.kl_target, numbers.kl_gain))
+    if config.kl_controller == "multiplier":
+        # KL <= target is the constraint J = -KL >= -target.
+        moved, _ = update_multipliers(
+            state.kl_multiplier,
+            -kl[None],
+            jnp.ones((1,), jnp.float32),
+            -numbers.kl_target[None],
+            config.multipliers,
+            numbers.gains,
+        )
+        return state.replace(kl_multiplier=moved, kl_coef=moved.value[0])
+    return state

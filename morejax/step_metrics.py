@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from morejax import losses
 from morejax.config import StepConfig
-from morejax.lagrange import MultiplierState, mixing_coefficients
-from morejax.minibatch import Scales
-from morejax.reweight import WeightStats, alignment, cosines, deficit, norms, shares
+from morejax.lagrange import MultiplierState
+from morejax.minibatch import Scales, stream_mix
+from morejax.reweight import alignment, cosines, deficit, norms, shares
 from morejax.state import TrainState
 
 
@@ -35,34 +35,29 @@ def step_metrics(
     score: jax.Array,
     logs: dict[str, jax.Array],
     scales: Scales,
-    explained: jax.Array,
+    explained: jax.Array | None,
 ) -> dict[str, jax.Array]:
     """Flat dict of scalars; logs have leading axes [epochs, minibatches], means are over the updates made."""
     mean = mean_over_updates(logs)
     gram, weights = mean["gram"], logs["weights"][-1, -1]
-    mix = jnp.concatenate(mixing_coefficients(weights, scales.multipliers, config.mix_norm))
-    objectives = len(config.objectives)
-    stats = WeightStats(
-        gram[:objectives, :objectives],
-        scales.score,
-        scales.score_initial,
-        state.hyper.targets,
-        scales.score_count,
-    )
+    mix = stream_mix(config, weights, scales.multipliers, state.kl_coef)
     length, cosine, share = norms(gram), cosines(gram), shares(mix, gram)
-    left, aligned = deficit(stats), alignment(mix, gram)
+    left, aligned = deficit(scales.stats), alignment(mix, gram)
+    unwhitened = _raw_multipliers(config, state, weights, multipliers.value)
     out = {}
     for i, name in enumerate(config.streams):
-        out[f"J/{name}"] = score[i]
         out[f"grad_norm/{name}"] = length[i]
         out[f"share/{name}"] = share[i]
         out[f"alignment/{name}"] = aligned[i]
         out[f"stream_loss/{name}"] = mean["stream_loss"][i]
         out[f"clip_fraction/{name}"] = mean["clip_fraction"][i]
-        out[f"explained_variance/{name}"] = explained[i]
+        if explained is not None:
+            out[f"explained_variance/{name}"] = explained[i]
         out[f"advantage_sigma/{name}"] = state.running_sigma[i]
         for j in range(i + 1, len(config.streams)):
             out[f"cosine/{name}/{config.streams[j]}"] = cosine[i, j]
+    for i, name in enumerate(config.reward_streams):
+        out[f"J/{name}"] = score[i]
     for k, name in enumerate(config.objectives):
         out[f"weight/{name}"] = weights[k]
         out[f"deficit/{name}"] = left[k]
@@ -71,9 +66,24 @@ def step_metrics(
         out[f"constraint/{name}/threshold"] = state.hyper.thresholds[m]
         out[f"constraint/{name}/violation"] = info["violation"][m]
         out[f"multiplier/{name}"] = multipliers.value[m]
+        out[f"multiplier_kkt/{name}"] = unwhitened[m]
     out["policy_loss"] = losses.mix_streams(mean["stream_loss"], mix)
     out["clip_fraction"] = mean["clip_fraction"].mean()
     out["ratio_max"] = logs["ratio_max"].max()
     for name in ("kl", "kl_old", "entropy", "value_loss", "grad_norm", "value_grad_norm"):
         out[name] = mean[name]
     return out
+
+
+def _raw_multipliers(config: StepConfig, state: TrainState, weights: jax.Array, multipliers: jax.Array) -> jax.Array:
+    """Multipliers f32[M] in reward units: lambda_m / sigma_m over sum_k w_k / sigma_k.
+
+    Under `adv_norm = stream` a multiplier weighs advantages of unit variance; this is what it means for the rewards as
+    they are, the objectives together weighing 1: the number to compare with a KKT multiplier.
+    """
+    if config.adv_norm != "stream":
+        return multipliers
+    sigma = jnp.maximum(state.running_sigma, 1e-8)
+    objectives = len(config.objectives)
+    unit = (weights / sigma[:objectives]).sum()
+    return multipliers / sigma[objectives : len(config.reward_streams)] / jnp.maximum(unit, 1e-8)

@@ -113,6 +113,19 @@ def build_rollout(seed=0, sequences=SEQUENCES, streams=STREAMS):
     )
 
 
+def policy_logp(state, rollout):
+    """f32[S, T]: log-probability of the response under the state's policy."""
+    context = rollout.context_mask.shape[1]
+
+    @jax.jit
+    def forward(params):
+        model = merge(state.graphdef, params)
+        logps = jax.nn.log_softmax(model.logits(model.hidden(rollout.tokens, rollout.mask)[:, context - 1 : -1]))
+        return jnp.take_along_axis(logps, rollout.tokens[:, context:, None], -1)[..., 0]
+
+    return np.asarray(forward(state.params))
+
+
 KEEP_GRADIENT = optax.trace(decay=0.0)  # its state is the last gradient that it saw
 
 
@@ -134,6 +147,7 @@ def core():
         random_params=random_params,
         state=build_state,
         rollout=build_rollout,
+        logp=policy_logp,
         step=jitted_step,
         keep_gradient=KEEP_GRADIENT,
         fast_compile=fast_compile,

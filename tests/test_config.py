@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from morejax import advantages, lagrange, reweight
+from morejax import advantages, lagrange, losses, reweight
 from morejax.config import (
     _CHOICES,
     Hyper,
@@ -21,6 +21,9 @@ from morejax.config import (
     initial_weights,
 )
 
+# What some choices cannot do without.
+NEEDS = {"mixed": {"weights": "fixed"}, "group": {"baseline": "group_mean"}, "adam": {"norm_at": "all"}}
+
 
 @pytest.mark.parametrize("field", _CHOICES)
 def test_every_choice_is_checked_and_named(field):
@@ -28,14 +31,15 @@ def test_every_choice_is_checked_and_named(field):
     with pytest.raises(ValueError, match=flag):
         StepConfig(**{field: "other"})
     for choice in _CHOICES[field]:
-        assert getattr(StepConfig(**{field: choice, **({"weights": "fixed"} if choice == "mixed" else {})}), field)
+        assert getattr(StepConfig(**{field: choice} | NEEDS.get(choice, {})), field)
 
 
 def test_the_choices_are_those_that_exist():
     assert set(_CHOICES["multipliers"]) == set(lagrange.RULES)
     assert set(_CHOICES["mix_norm"]) == set(lagrange.MIX_NORMS)
     assert set(_CHOICES["weights"]) == set(reweight.RULES)
-    assert set(_CHOICES["adv_norm"]) == set(advantages.NORMALISATIONS)
+    assert set(_CHOICES["adv_norm"]) == {*advantages.NORMALISATIONS, "group", "after"}
+    assert set(_CHOICES["loss_mean"]) == set(losses.LOSS_MEANS)
     hints = get_type_hints(StepConfig)
     assert {name: get_args(hints[name]) for name in _CHOICES} == _CHOICES
     assert {name for name, hint in hints.items() if get_origin(hint) is Literal} == set(_CHOICES)
@@ -50,6 +54,17 @@ def test_the_choices_are_those_that_exist():
         ({"minibatches": -1}, "--step.minibatches must be at least 1, not -1"),
         ({"clip": "mixed"}, "--step.clip mixed needs --step.weights fixed, not gradnorm_cf"),
         ({"kl": "none", "kl_controller": "adaptive"}, "--step.kl-controller adaptive steers nothing"),
+        ({"kl": "none", "kl_controller": "multiplier"}, "--step.kl-controller multiplier .* --step.kl none"),
+        ({"kl": "k1_reward", "objectives": ("kl",)}, "--step.kl k1_reward .* --step.objectives"),
+        ({"kl": "k1_reward", "adv_norm": "after"}, "--step.kl k1_reward .* --step.adv-norm after"),
+        (
+            {"kl_controller": "multiplier", "multipliers": "crpo"},
+            "--step.kl-controller multiplier .*--step.multipliers, and crpo",
+        ),
+        ({"adv_norm": "group"}, "--step.adv-norm group needs --step.baseline group_mean, not critic"),
+        ({"multipliers": "crpo", "mix_norm": "none"}, "--step.multipliers crpo .* --step.mix-norm none"),
+        ({"norm_space": "adam"}, "--step.norm-space adam needs --step.norm-at all, not virtual"),
+        ({"norm_every": -1}, "--step.norm-every must be 0 .*, not -1"),
     ],
 )
 def test_what_does_not_go_together_is_refused(changes, message):
@@ -120,7 +135,8 @@ def test_numbers_stand_in_the_order_of_the_streams(core, config):
 
 def test_every_number_reaches_the_arrays(core, config):
     """Each scalar of `StepNumbers`, doubled, changes the traced arrays or the initial state, and nothing is weak."""
-    elsewhere = {"kl_coef", "multiplier_init"}  # start values, kept in the state
+    # Start values are kept in the state; of dual_clip 0 is infinity.
+    elsewhere = {"kl_coef", "multiplier_init", "dual_clip"}
     before = jax.tree.leaves(hyper(config, core.numbers()))
     assert all(leaf.dtype == jnp.float32 and not leaf.weak_type for leaf in before)
     for field in dataclasses.fields(StepNumbers):

@@ -7,9 +7,18 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from morejax.gradients import gram_all, gram_virtual
+from morejax.gradients import (
+    adam_preconditioner,
+    gram_all,
+    gram_final_norm,
+    gram_last_layer,
+    gram_virtual,
+    signal_gram,
+    split_halves,
+)
 from morejax.models import merge
 
 LOW, HIGH, CLIP_VALUE, GAMMA, LAMBDA = 0.2, 0.3, 0.4, 0.95, 0.9
@@ -21,6 +30,8 @@ VARIANTS = {
     "k3": {"kl": "k3", "weights": "inv_norm", "mix_norm": "sum_to_one", "value_clip": False},
     "none": {"kl": "none", "weights": "fixed", "mix_norm": "none", "adv_norm": "none"},
     "mixed": {"kl": "full", "weights": "fixed", "clip": "mixed"},
+    "final norm": {"kl": "full", "weights": "inv_norm", "norm_at": "final_norm"},
+    "last layer": {"kl": "full", "weights": "inv_norm", "norm_at": "last_layer", "tied": False},
 }
 
 
@@ -63,7 +74,7 @@ def rows(tree, number, count):
     )
 
 
-def reference_losses(state, config, rollout, number, layer=None):
+def reference_losses(state, config, rollout, number):
     """Functions of the parameters for one minibatch: each stream's surrogate, and everything but the policy's part."""
     signal = learning_signal(rollout, config.adv_norm)
     count = config.minibatches
@@ -76,7 +87,8 @@ def reference_losses(state, config, rollout, number, layer=None):
     def forward(params, layer):
         model = merge(state.graphdef, params)
         hidden = model.hidden(batch.tokens, batch.mask)
-        logps = jax.nn.log_softmax(model.logits(hidden[:, context - 1 : -1] @ layer))
+        last = hidden[:, context - 1 : -1] * layer["gain"][None, None] + layer["bias"][None, None]
+        logps = jax.nn.log_softmax(model.logits(last @ layer["matrix"]))
         return model, hidden, logps, jnp.take_along_axis(logps, response[..., None], -1)[..., 0]
 
     def surrogates(params, layer, mix=None):
@@ -110,6 +122,10 @@ def reference_losses(state, config, rollout, number, layer=None):
     return surrogates, other
 
 
+# What the cheap norms look at, put before the head; as it stands it changes nothing.
+PROBE = {"matrix": jnp.eye(16), "gain": jnp.ones(16), "bias": jnp.zeros(16)}
+
+
 def mix_by_hand(weights, multipliers, mix_norm):
     scale = {"one_plus_lambda": 1 + multipliers.sum(), "sum_to_one": weights.sum() + multipliers.sum(), "none": 1.0}
     return jnp.concatenate([weights, multipliers]) / scale[mix_norm]
@@ -120,13 +136,15 @@ def run(core):
     """One step of a variant with learning rate 0, so that both minibatches see the parameters of the start."""
 
     def go(name):
-        config = core.config(**VARIANTS[name])
+        variant = dict(VARIANTS[name])
+        model = core.model(tied=variant.pop("tied", True))
+        config = core.config(**variant)
         numbers = core.numbers(
             **{"learning_rate": 0.0, "value_learning_rate": 0.0, "max_grad_norm": 1e9, "weight_ema": 0.0},
             **{"clip_low": LOW, "clip_high": HIGH, "clip_value": CLIP_VALUE, "gamma": GAMMA, "gae_lambda": LAMBDA},
             **{"kl_coef": BETA, "entropy_coef": ENTROPY, "objective_weights": {"fluency": 3.0}},
         )
-        state, rollout = core.state(config, numbers, tx=core.keep_gradient), core.rollout()
+        state, rollout = core.state(config, numbers, tx=core.keep_gradient, model=model), core.rollout()
         new, metrics = core.step(config)(state, rollout)
         return SimpleNamespace(config=config, state=state, rollout=rollout, new=new, metrics=metrics)
 
@@ -137,14 +155,14 @@ def run(core):
 def test_combined_gradient_is_that_of_the_written_out_loss(core, run, name):
     """L = -sum_i a_i mean min(rho A, clip(rho) A) + beta KL - c H + value loss, on the last minibatch."""
     step = run(name)
-    config, eye = step.config, jnp.eye(16)
+    config = step.config
     surrogates, other = reference_losses(step.state, config, step.rollout, config.minibatches - 1)
     mix = mix_by_hand(step.new.weights.weights, step.new.multipliers.value, config.mix_norm)
 
     def loss(params):
         if config.clip == "mixed":
-            return other(params, eye) - surrogates(params, eye, mix)[0]
-        return other(params, eye) - (mix * surrogates(params, eye)).sum()
+            return other(params, PROBE) - surrogates(params, PROBE, mix)[0]
+        return other(params, PROBE) - (mix * surrogates(params, PROBE)).sum()
 
     expected = jax.jit(jax.grad(loss), compiler_options=core.fast_compile())(step.state.params)
     # Something is clipped, and the weights have left the start: the test would notice their absence.
@@ -169,24 +187,33 @@ def gram_of_metrics(config, metrics):
     return cosine * norms[:, None] * norms[None, :]
 
 
-@pytest.mark.parametrize(("name", "norm_at"), [("k2", "all"), ("full", "virtual")])
+@pytest.mark.parametrize(
+    ("name", "norm_at"),
+    [("k2", "all"), ("full", "virtual"), ("final norm", "final_norm"), ("last layer", "last_layer")],
+)
 def test_gram_matrix_is_that_of_separate_gradients(core, run, name, norm_at):
-    """`all`: one `jax.grad` a stream; `virtual`: gradients at a matrix Z = I put before the head."""
+    """One `jax.grad` a stream: of all parameters, the head, a matrix, or a gain and bias before it."""
     step = run(name)
     assert step.config.norm_at == norm_at
+    params = step.state.params
+    where = {
+        "all": {name: part for name, part in params.items() if name != "value"},
+        "last_layer": {"policy": params.get("policy")},
+        "virtual": {"matrix": PROBE["matrix"]},
+        "final_norm": {"gain": PROBE["gain"], "bias": PROBE["bias"]},
+    }[norm_at]
     gram = 0.0
     for number in range(step.config.minibatches):
         surrogates, _ = reference_losses(step.state, step.config, step.rollout, number)
-        actor = {"trunk": step.state.params["trunk"]}
-        where = 0 if norm_at == "all" else 1
 
-        def stream(actor, layer, index, surrogates=surrogates):
-            return surrogates(step.state.params | actor, layer)[index]
+        def stream(part, index, surrogates=surrogates):
+            at_probe = {name: leaf for name, leaf in part.items() if name in PROBE}
+            at_params = {name: leaf for name, leaf in part.items() if name not in PROBE}
+            return surrogates(params | at_params, PROBE | at_probe)[index]
 
-        grad = jax.jit(jax.grad(stream, argnums=where), compiler_options=core.fast_compile())
+        grad = jax.jit(jax.grad(stream), compiler_options=core.fast_compile())
         gradients = [
-            np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(grad(actor, jnp.eye(16), index))])
-            for index in range(5)
+            np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(grad(where, index))]) for index in range(5)
         ]
         gram += np.array([[a @ b for b in gradients] for a in gradients]) / step.config.minibatches
     found = gram_of_metrics(step.config, step.metrics)
@@ -212,21 +239,66 @@ def test_all_gram_by_hand():
     def pull(c):
         return {"a": c.sum()[None], "b": 3.0 * c[:, 1:].sum(1)}
 
-    gram, gradients = gram_all(jnp.array([[[1.0, 1.0], [0.0, 2.0]]]), pull)
-    np.testing.assert_allclose(gram, [[1.0, 3.0], [3.0, 45.0]])
-    np.testing.assert_allclose(gradients["b"], [[0.0], [6.0]])
+    coefficients = jnp.array([[[1.0, 1.0], [0.0, 2.0]]])
+    np.testing.assert_allclose(gram_all(coefficients, pull), [[1.0, 3.0], [3.0, 45.0]])
+    scaled = gram_all(coefficients, pull, preconditioner={"a": jnp.array([2.0]), "b": jnp.array([0.5])})
+    np.testing.assert_allclose(scaled, [[4.0, 12.0], [12.0, 36.0 + 9.0]])
 
 
-@pytest.mark.parametrize("kind", ["virtual", "all"])
+def test_last_layer_and_final_norm_by_hand():
+    """One token: r = (1, -1), u = (2, 0), h = (3, 4). |r|^2 |h|^2 = 50; [u h, u] = (6, 0, 2, 0), squared 40."""
+    c, h = jnp.array([[[1.0, -2.0]]]), jnp.array([[[3.0, 4.0]]])
+    signs = np.array([[1.0, -2.0], [-2.0, 4.0]])
+    np.testing.assert_allclose(gram_last_layer(c, jnp.array([[[1.0, -1.0]]]), h), 50 * signs, rtol=1e-6)
+    np.testing.assert_allclose(gram_final_norm(c, jnp.array([[[2.0, 0.0]]]), h), 40 * signs, rtol=1e-6)
+
+
+def test_adam_preconditioner_by_hand(core):
+    """v = 4 and 1: factors 1 / (1 + eps) and 1 / (0.5 + eps), in units of the largest; 1 before any update."""
+    tx = optax.scale_by_adam(b2=0.5)
+    params = {"trunk": {"w": jnp.zeros(2)}, "value": {"w": jnp.zeros(1)}}
+    state = tx.init(params)
+    np.testing.assert_array_equal(adam_preconditioner(state, {"trunk": 0})["trunk"]["w"], [1.0, 1.0])
+    gradient = {"trunk": {"w": jnp.array([np.sqrt(8.0), np.sqrt(2.0)])}, "value": {"w": jnp.full(1, 100.0)}}
+    _, state = tx.update(gradient, state)
+    found = adam_preconditioner(state, {"trunk": 0}, eps=0.0)
+    assert set(found) == {"trunk"}
+    np.testing.assert_allclose(found["trunk"]["w"], [1.0, 2.0], rtol=1e-6)
+    with pytest.raises(ValueError, match="needs an optimizer with a second moment"):
+        adam_preconditioner(optax.sgd(0.1).init(params), params)
+
+
+def test_signal_gram_is_unbiased_for_the_squared_mean_gradient():
+    """Gradients N(m, s^2) a sequence: 4 <a, b> over halves averages to |m|^2 n^2 / n^2, the total to more."""
+    rng = np.random.default_rng(0)
+    mean, rounds, sequences = np.array([0.3, -0.2]), 4000, 8
+    samples = mean + rng.normal(size=(rounds, sequences, 2))
+    half = jnp.arange(sequences) % 2 == 0
+
+    def gram(sample):
+        c = jnp.full((sequences, 1, 1), 1.0 / sequences)
+        doubled = split_halves(c, half)
+        rows = (doubled[:, 0, :, None] * sample[:, None, :]).sum(0)
+        return signal_gram(rows @ rows.T)[0, 0]
+
+    found = np.asarray(jax.vmap(gram)(jnp.asarray(samples, jnp.float32)))
+    error = found.std() / np.sqrt(rounds)
+    assert abs(found.mean() - mean @ mean) < 4 * error
+    total = (samples.mean(1) ** 2).sum(-1).mean()
+    assert total - mean @ mean > 10 * error
+
+
+@pytest.mark.parametrize("kind", ["virtual", "all", "final_norm", "last_layer"])
 def test_gram_over_devices_is_that_of_the_whole_batch(kind):
     """Sums over devices come before the products: the Gram of a sum is not the sum of the Grams."""
     rng = np.random.default_rng(0)
     c, u, h = (rng.normal(size=(16, 3, size)).astype(np.float32) for size in (4, 6, 6))
 
     def gram(c, u, h, axis_name=None):
-        if kind == "virtual":
-            return gram_virtual(c, u, h, axis_name)
-        return gram_all(c, lambda one: {"w": (one[..., None] * u * h).sum((0, 1))}, axis_name)[0]
+        if kind != "all":
+            form = {"virtual": gram_virtual, "final_norm": gram_final_norm, "last_layer": gram_last_layer}[kind]
+            return form(c, u, h, axis_name)
+        return gram_all(c, lambda one: {"w": (one[..., None] * u * h).sum((0, 1))}, axis_name)
 
     parts = [x.reshape(8, 2, *x.shape[1:]) for x in (c, u, h)]
     split = jax.pmap(lambda *x: gram(*x, axis_name="i"), axis_name="i")(*parts)

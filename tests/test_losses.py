@@ -256,7 +256,7 @@ def test_explained_variance_over_devices():
     rng = np.random.default_rng(0)
     values, returns = rng.normal(size=(2, 16, 3)).astype(np.float32)
     mask = rng.random((16, 3)) < 0.7
-    one = losses.explained_variance(*map(jnp.asarray, (values, returns, mask)))
+    one = losses.explained_variance(jnp.asarray(values), jnp.asarray(returns), jnp.asarray(mask))
     split = jax.pmap(lambda v, r, m: losses.explained_variance(v, r, m, "data"), axis_name="data")
     many = split(*(x.reshape(8, 2, 3) for x in (values, returns, mask)))
     np.testing.assert_allclose(many, np.broadcast_to(one, (8, 3)), rtol=1e-4, atol=1e-5)

@@ -12,8 +12,9 @@ import numpy as np
 import optax
 import pytest
 
-from morejax.models import CriticConfig, merge
-from morejax.step import mean_scores, train_step
+from morejax.models import CriticConfig
+from morejax.scores import mean_scores
+from morejax.step import train_step
 
 EPOCHS = 2
 
@@ -34,19 +35,6 @@ def equal(one, two, **tolerance):
             np.testing.assert_allclose(a, b, err_msg=name, **tolerance)
         else:
             np.testing.assert_array_equal(a, b, err_msg=name)
-
-
-def logp_of(state, rollout):
-    """f32[S, T]: log-probability of the response under the state's policy."""
-    context = rollout.context_mask.shape[1]
-
-    @jax.jit
-    def forward(params):
-        model = merge(state.graphdef, params)
-        logps = jax.nn.log_softmax(model.logits(model.hidden(rollout.tokens, rollout.mask)[:, context - 1 : -1]))
-        return jnp.take_along_axis(logps, rollout.tokens[:, context:, None], -1)[..., 0]
-
-    return np.asarray(forward(state.params))
 
 
 # ---- J, multipliers, weights -------------------------------------------------------------------------------------
@@ -174,7 +162,7 @@ def traced(core):
     """A config and a rollout of the policy itself, for an optimizer that keeps the gradient it saw last."""
     config = core.config(weights="inv_norm")
     state = core.state(config, tx=core.keep_gradient)
-    return config, core.rollout().replace(logp_old=logp_of(state, core.rollout()))
+    return config, core.rollout().replace(logp_old=core.logp(state, core.rollout()))
 
 
 def test_both_parts_are_clipped_by_their_own_norm(core, traced):
@@ -388,7 +376,7 @@ def test_every_metric_is_documented(core, config):
         head, *names = metric.split("/")
         if head in ("weight", "deficit"):
             return f"{head}/<objective>"
-        if head in ("constraint", "multiplier"):
+        if head in ("constraint", "multiplier", "multiplier_kkt"):
             return "/".join([head, "<constraint>", *names[1:]])
         return "/".join([head, *["<stream>"] * len(names)])
 

@@ -16,7 +16,8 @@ class CriticConfig:
     """Where the H value estimates come from."""
 
     kind: str = "own"
-    """own: a small trunk of its own; shared: heads on the policy's trunk behind a stop_gradient."""
+    """own: a small trunk of its own; shared: heads on the policy's trunk behind a stop_gradient; none: no critic, for
+    group baselines."""
     layers: int = 2
     """Blocks of the critic's own trunk."""
     width: int = 128
@@ -27,8 +28,8 @@ class CriticConfig:
     """Hidden width of the value head."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("own", "shared"):
-            raise ValueError(f"--critic.kind must be own or shared, not {self.kind!r}")
+        if self.kind not in ("own", "shared", "none"):
+            raise ValueError(f"--critic.kind must be own, shared or none, not {self.kind!r}")
 
 
 class Value(nnx.Module):
@@ -62,6 +63,8 @@ class ActorCritic(nnx.Module):
     ):
         self.trunk = Decoder(config, rngs)
         self.policy = PolicyHead(config.width, config.vocab_size, tied=tied, rngs=rngs)
+        if critic is not None and critic.kind == "none":
+            critic = None
         self.value = Value(config, critic, streams, rngs) if critic is not None else None
 
     def hidden(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:

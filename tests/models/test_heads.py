@@ -66,15 +66,16 @@ def test_the_critic_sends_no_gradient_into_the_policy(core, kind):
 
 
 def test_a_model_without_critic_says_so():
-    model = nnx.eval_shape(lambda: ActorCritic(SMALL, rngs=nnx.Rngs(0)))
-    assert set(split(model)[1]) == {"trunk"}
+    for critic in (None, CriticConfig(kind="none")):
+        model = nnx.eval_shape(lambda critic=critic: ActorCritic(SMALL, critic=critic, rngs=nnx.Rngs(0)))
+        assert set(split(model)[1]) == {"trunk"}
     with pytest.raises(ValueError, match=r"built without a critic: pass critic=CriticConfig"):
         model.values(None, None, None)
 
 
 def test_an_unknown_critic_is_refused():
-    with pytest.raises(ValueError, match=r"--critic\.kind must be own or shared, not 'none'"):
-        CriticConfig(kind="none")
+    with pytest.raises(ValueError, match=r"--critic\.kind must be own, shared or none, not 'both'"):
+        CriticConfig(kind="both")
 
 
 def test_split_and_merge_are_inverse(core):
