@@ -22,7 +22,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before transformers 
 
 from flax import nnx
 
-from morejax.models import ActorCritic, CriticConfig, DecoderConfig, split
+from morejax.config import StepConfig
+from morejax.models import ActorCritic, CriticConfig, DecoderConfig
 from morejax.models.split import Params
 from morejax.rollout import SamplerConfig
 from morejax.tasks.multiwoz import tokenizer as vocabulary
@@ -38,6 +39,7 @@ from morejax.tasks.multiwoz.scorer import estimate_domains
 from morejax.tasks.multiwoz.tracker import Ontology, build_ontology, mentioned_domain, merge, track
 from morejax.training.checkpoint import load_params
 from morejax.training.generate import Generator
+from morejax.training.initialise import structure
 
 SYSTEMS = ("supervised", "scaffold", "ppo")
 _MAX_ACTS = 24  # tokens the scaffold may write before it answers, as in the experiment
@@ -301,18 +303,19 @@ def _default_system(run_dir: Path) -> str:
 
 def _load_model(run_dir: Path, config: Mapping[str, Any], system: str, vocab_size: int) -> tuple[nnx.GraphDef, Params]:
     decoder = replace(_dataclass(DecoderConfig, config["model"], run_dir), vocab_size=vocab_size)
-    graphdef, params = split(ActorCritic(decoder, rngs=nnx.Rngs(0)))
+    graphdef, like = structure(lambda: ActorCritic(decoder, rngs=nnx.Rngs(0)))
     if system == "ppo":
         critic = _dataclass(CriticConfig, config["critic"], run_dir)
-        streams = len(config["step"]["objectives"]) + len(config["step"]["constraints"])
-        params = split(ActorCritic(decoder, critic=critic, streams=streams, rngs=nnx.Rngs(0)))[1]
-    params, _ = load_params(run_dir / "checkpoints" / f"{system}-final", params)
+        streams = len(_dataclass(StepConfig, config["step"], run_dir).streams)
+        like = structure(lambda: ActorCritic(decoder, critic=critic, streams=streams, rngs=nnx.Rngs(0)))[1]
+    params, _ = load_params(run_dir / "checkpoints" / f"{system}-final", like)
     return graphdef, {name: part for name, part in params.items() if name != "value"}
 
 
 def _dataclass(kind: Any, values: Mapping[str, Any], run_dir: Path) -> Any:
     try:
-        return kind(**values)
+        # JSON has no tuples.
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
     except TypeError as error:
         raise ChatError(f"{run_dir / 'config.json'}: written by another version of morejax ({error})") from error
 

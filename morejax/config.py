@@ -128,6 +128,11 @@ def _clashes(config: StepConfig) -> Iterator[str]:
             f"--step.multipliers crpo optimises one thing at a time, --step.mix-norm {config.mix_norm} has nothing to "
             "mix: leave one_plus_lambda"
         )
+    if config.norm_of == "signal" and config.weights in ("mgda", "pcgrad", "cagrad", "upgrad"):
+        yield (
+            f"--step.norm-of signal estimates a matrix that may be indefinite, and --step.weights {config.weights} "
+            "looks for the geometry in it: choose total, or another rule"
+        )
     if config.norm_space == "adam" and config.norm_at != "all":
         yield f"--step.norm-space adam needs --step.norm-at all, not {config.norm_at}: only parameters have moments"
 

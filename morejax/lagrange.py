@@ -50,7 +50,10 @@ MIX_NORMS = ("one_plus_lambda", "sum_to_one", "none")
 
 
 def init_multipliers(
-    num: int, initial: float | Sequence[float] | np.ndarray | jax.Array, rule: str = "pid"
+    num: int,
+    initial: float | Sequence[float] | np.ndarray | jax.Array,
+    rule: str = "pid",
+    flag: str = "--numbers.multiplier-init",
 ) -> MultiplierState:
     """Multipliers before the first rollout.
 
@@ -61,6 +64,7 @@ def init_multipliers(
         num: number of constraints M; 0 is allowed.
         initial: initial lambda, one number or M of them.
         rule: a name in `RULES`.
+        flag: where the initial value was given, for the error.
 
     Returns:
         The state.
@@ -70,7 +74,7 @@ def init_multipliers(
     """
     _check_rule(rule)
     if num and not isinstance(initial, jax.core.Tracer):
-        _check_range(np.asarray(initial, np.float64), rule)
+        _check_range(np.asarray(initial, np.float64), rule, flag)
     value = jnp.broadcast_to(jnp.asarray(initial, jnp.float32), (num,))
     zeros = jnp.zeros((num,), jnp.float32)
     # Distinct buffers throughout: the state is donated, and a buffer cannot be donated twice.
@@ -89,13 +93,13 @@ def _check_rule(rule: str) -> None:
         raise ValueError(f"multiplier rule is {rule!r}, expected one of {', '.join(RULES)}")
 
 
-def _check_range(initial: np.ndarray, rule: str) -> None:
+def _check_range(initial: np.ndarray, rule: str, flag: str) -> None:
     least, most = RANGES.get(rule, (0.0, np.inf))
     # The negation, so that a NaN is refused too; float32 values may lie a rounding outside.
     outside = initial[~((initial >= least - 1e-9) & (initial <= most + 1e-9) & (initial < np.inf))]
     if outside.size:
         wanted = f"at least {least:g}" if most == np.inf else f"between {least:g} and {most:g}"
-        raise ValueError(f"--numbers.multiplier-init must be {wanted} with --step.multipliers {rule}, not {outside[0]}")
+        raise ValueError(f"{flag} must be {wanted} with --step.multipliers {rule}, not {outside[0]}")
 
 
 def standard_error(score: jax.Array, count: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ vocabulary, D width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ from morejax.gradients import (
     signal_gram,
     split_halves,
 )
-from morejax.lagrange import mixing_coefficients
+from morejax.lagrange import EXCLUSIVE, mixing_coefficients
 from morejax.models.split import Params, merge
 from morejax.reweight import WeightState, WeightStats, update_weights
 from morejax.rollout import token_logp
@@ -193,8 +194,7 @@ def _forward(state: TrainState, actor: Params, critic: Params, batch: Batch) -> 
 
 def stream_mix(config: StepConfig, weights: jax.Array, multipliers: jax.Array, kl_coef: jax.Array) -> jax.Array:
     """Coefficients f32[H] of all streams in the policy loss; the KL's, in nats, is not divided by 1 + Lambda."""
-    exclusive = config.multipliers == "crpo"
-    mix = mixing_coefficients(weights, multipliers, config.mix_norm, exclusive=exclusive)
+    mix = mixing_coefficients(weights, multipliers, config.mix_norm, exclusive=config.multipliers in EXCLUSIVE)
     return jnp.concatenate([*mix, kl_coef[None]] if config.kl == "k1_reward" else mix)
 
 
@@ -213,7 +213,7 @@ def _reweigh(
 
     def measure() -> tuple[jax.Array, WeightState]:
         gram = _gram(config, forward, coefficients, batch, axis_name, learner)
-        stats = scales.stats.replace(gram=gram[:objectives, :objectives])
+        stats = replace(scales.stats, gram=gram[:objectives, :objectives])
         return gram, update_weights(learner.weights, stats, config.weights, state.hyper.weighting)
 
     if config.norm_every == 1:
@@ -297,7 +297,7 @@ def _advance(
 
 def _kl(config: StepConfig, batch: Batch, logps, logp, residual):
     """KL to the reference per token f32[S, T], nats, and its gradient wrt the logits f32[S, T, V] (or 0)."""
-    if config.kl == "full":
+    if config.kl == "full" and batch.ref_logps is not None:
         return losses.kl_full_grad(logps, batch.ref_logps)
     if batch.logp_ref is None:
         return jnp.zeros_like(logp), 0.0
@@ -328,7 +328,7 @@ def _critic_gradient(
     batch: Batch,
 ) -> tuple[jax.Array, Params]:
     """Loss of the critic f32[] and its gradient; 0 and nothing for a model without one."""
-    if not critic:
+    if not critic or batch.values_old is None:
         return jnp.float32(0.0), {}
     loss, gradient = jax.value_and_grad(
         lambda critic: _value_loss(state, merge(state.graphdef, actor | critic), batch, forward.hidden, scales, config)
@@ -344,6 +344,7 @@ def _value_loss(
     values = model.values(batch.tokens, batch.mask, hidden)[:, context - 1 : -1]
     valid = batch.resp_mask[..., None] & batch.applies[:, None, :]
     clip = state.hyper.clip_value if config.value_clip else None
+    assert batch.values_old is not None  # no critic is trained without
     loss = losses.value_loss(values, batch.returns, batch.values_old, clip)
     share = batch.token_weights[..., None] / scales.stream_tokens[None, None, :]
     return jnp.where(valid, loss * share, 0.0).sum()

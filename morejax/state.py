@@ -95,7 +95,7 @@ def init_state(
         value_scale=jnp.ones((streams,), jnp.float32),
         value_seen=jnp.zeros((streams,), bool),
         kl_coef=jnp.float32(numbers.kl_coef),
-        kl_multiplier=init_multipliers(1, numbers.kl_coef, kl_rule),
+        kl_multiplier=init_multipliers(1, numbers.kl_coef, kl_rule, "--numbers.kl-coef"),
         key=jax.random.key(seed),
         step=jnp.int32(0),
         hyper=configs.hyper(config, numbers),

@@ -64,6 +64,7 @@ def test_the_choices_are_those_that_exist():
         ({"adv_norm": "group"}, "--step.adv-norm group needs --step.baseline group_mean, not critic"),
         ({"multipliers": "crpo", "mix_norm": "none"}, "--step.multipliers crpo .* --step.mix-norm none"),
         ({"norm_space": "adam"}, "--step.norm-space adam needs --step.norm-at all, not virtual"),
+        ({"norm_of": "signal", "weights": "mgda"}, "--step.norm-of signal .* --step.weights mgda"),
         ({"norm_every": -1}, "--step.norm-every must be 0 .*, not -1"),
     ],
 )

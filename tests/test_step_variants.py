@@ -40,7 +40,8 @@ VARIANTS = {
     "improve": {"weights": "improve"},
     "mgda": {"weights": "mgda", "norm_at": "last_layer"},
     "pcgrad": {"weights": "pcgrad", "norm_at": "final_norm"},
-    "cagrad": {"weights": "cagrad", "norm_of": "signal"},
+    "cagrad": {"weights": "cagrad"},
+    "signal": {"weights": "inv_norm", "norm_of": "signal"},
     "upgrad": {"weights": "upgrad", "norm_at": "all", "norm_space": "adam"},
     "cv": {"weights": "cv"},
     "var": {"weights": "var"},
@@ -245,6 +246,12 @@ def test_a_rollout_that_lacks_something_is_refused(core, changes, fields, messag
     config = core.config(**changes)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(partial(train_step, config=config), core.state(config), core.rollout().replace(**fields))
+
+
+def test_a_start_that_the_rule_cannot_take_names_its_flag(core):
+    config = core.config(kl="k3", kl_controller="multiplier", multipliers="exp")
+    with pytest.raises(ValueError, match=r"--numbers\.kl-coef must be at least 1e-06 .* exp, not 0"):
+        core.state(config, core.numbers(kl_coef=0.0))
 
 
 def test_groups_are_asked_for(core):
