@@ -313,7 +313,7 @@ def hyper(config: StepConfig, numbers: StepNumbers) -> Hyper:
         "targets": config.objectives,
         "stream_gamma": config.streams,
         "stream_gae_lambda": config.streams,
-        "stream_gamma_turn": config.streams,
+        "stream_gamma_turn": config.reward_streams,
     }
     for name, streams in known.items():
         unknown = sorted(set(getattr(numbers, name)) - set(streams))

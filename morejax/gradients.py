@@ -99,7 +99,7 @@ def gram_all(
     return jnp.stack([_inner(leaf.reshape(leaf.shape[0], -1)) for leaf in jax.tree.leaves(gradients)]).sum(0)
 
 
-def adam_preconditioner(opt_state: Any, params: Any, eps: float = 1e-6) -> Any:
+def adam_preconditioner(opt_state: Any, params: Any, eps: float = 1e-2) -> Any:
     """What Adam divides a gradient by, as a factor: 1 / (sqrt(v / max v) + eps); 1 everywhere before the first update.
 
     Only its proportions matter, so v is taken in units of its largest entry and the bias correction is left out.
@@ -107,7 +107,8 @@ def adam_preconditioner(opt_state: Any, params: Any, eps: float = 1e-6) -> Any:
     Args:
       opt_state: optax state that holds a second moment `nu` for these parameters.
       params: the part of the parameters that is asked for, a dict.
-      eps: keeps parameters that never had a gradient finite.
+      eps: bounds the factor of a parameter that never had a gradient: without it the first appearance of a rare token
+        would decide the norms.
 
     Raises:
       ValueError: the optimizer keeps no second moment.

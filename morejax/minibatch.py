@@ -153,7 +153,7 @@ def update(
         "kl_old": kl_old,
         "entropy": masked_mean(entropy, batch.resp_mask, axis_name),
         "value_loss": value_loss,
-        "ratio_max": _pmax(rho.max(), axis_name),
+        "ratio_max": _pmax(jnp.where(batch.resp_mask, rho, 0.0).max(), axis_name),
         "grad_norm": grad_norms[0],
         "value_grad_norm": grad_norms[1],
     }
@@ -345,7 +345,9 @@ def _value_loss(
     valid = batch.resp_mask[..., None] & batch.applies[:, None, :]
     clip = state.hyper.clip_value if config.value_clip else None
     assert batch.values_old is not None  # no critic is trained without
-    loss = losses.value_loss(values, batch.returns, batch.values_old, clip)
+    # Masked before, not only after: the gradient of a NaN that `where` drops is still NaN.
+    returns, values_old = (jnp.where(valid, x, 0.0) for x in (batch.returns, batch.values_old))
+    loss = losses.value_loss(values, returns, values_old, clip)
     share = batch.token_weights[..., None] / scales.stream_tokens[None, None, :]
     return jnp.where(valid, loss * share, 0.0).sum()
 

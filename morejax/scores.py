@@ -26,11 +26,10 @@ def sequence_scores(rollout: Rollout) -> tuple[jax.Array, jax.Array]:
     rewards = jnp.concatenate([rollout.objectives, rollout.constraints], axis=-1)
     summed = jnp.where(rollout.resp_mask[..., None], rewards, 0.0).sum(1)
     scores = summed if rollout.scores is None else rollout.scores
-    weights = rollout.applies.astype(jnp.float32)
-    if rollout.score_weights is not None:
-        weights = jnp.where(rollout.applies, rollout.score_weights, 0.0)
-    # Under a mask, not by a product alone: a score that does not apply may be anything, NaN included.
-    return jnp.where(weights > 0, scores, 0.0), weights
+    weights = jnp.ones_like(scores) if rollout.score_weights is None else rollout.score_weights
+    # Under a mask, not by a product: a score that does not apply may be anything, NaN included.
+    scores, weights = (jnp.where(rollout.applies, x, 0.0) for x in (scores, weights))
+    return scores, weights.astype(jnp.float32)
 
 
 def score_moments(
