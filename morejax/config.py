@@ -366,6 +366,15 @@ def initial_multipliers(config: StepConfig, numbers: StepNumbers) -> jax.Array:
     """f32[M] start multipliers."""
     usual = {"sigmoid": 0.5, "tanh": 0.0, "crpo": 0.0}.get(config.multipliers, 1.0)
     initial = usual if numbers.multiplier_init is None else numbers.multiplier_init
+    for name in config.constraints:
+        value = numbers.multiplier_values.get(name, initial)
+        # The negation, so that a NaN is refused too. A multiplier that never moves has no cap to respect.
+        most = math.inf if config.multipliers in ("fixed", "hinge") else numbers.multiplier_max
+        if not -most <= value <= most:
+            raise ValueError(
+                f"--numbers.multiplier-init or --numbers.multiplier-values: {name} starts at {value}, expected at most "
+                f"--numbers.multiplier-max {numbers.multiplier_max}"
+            )
     return _vector(numbers.multiplier_values, config.constraints, initial)
 
 

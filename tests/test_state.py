@@ -71,3 +71,17 @@ def test_the_optimizer_is_adam_without_its_rate():
     params = {"w": jnp.zeros(2)}
     updates, _ = tx.update({"w": jnp.array([3.0, -1e-6])}, tx.init(params), params)
     np.testing.assert_allclose(updates["w"], [1.0, -0.5], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"multiplier_init": 20.0}, r"inform starts at 20\.0, expected at most --numbers\.multiplier-max 10\.0"),
+        ({"multiplier_values": {"success": float("nan")}}, r"--numbers\.multiplier-values: success starts at nan"),
+        ({"multiplier_values": {"success": -3.0}}, r"--numbers\.multiplier-init must be at least 0 .* pid, not -3"),
+    ],
+)
+def test_impossible_start_multipliers_are_refused(core, changes, message):
+    with pytest.raises(ValueError, match=message):
+        core.state(core.config(), core.numbers(**changes))
+    core.state(core.config(multipliers="fixed"), core.numbers(multiplier_init=20.0))  # it never moves: no cap
