@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,6 +48,15 @@ HELP = """/state                    what the system believes you want
 /set DOMAIN SLOT VALUE    correct it, e.g. /set restaurant food italian; without VALUE the slot is removed
 /reset                    start a new conversation
 /quit                     leave (so does Ctrl-D)"""
+
+_DESCRIPTION = """\
+Talk to a trained dialogue policy. With standard input redirected, every line is answered by one line.
+"""
+_EXAMPLES = """\
+examples:
+  python -m morejax.chat runs/multiwoz/demo-policy-more-0
+  echo 'a cheap hotel in the north please' | python -m morejax.chat runs/mwz --system supervised
+"""
 
 Answer = Callable[[Ids], Ids]
 """Prompt in, reply out."""
@@ -373,9 +383,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m morejax.chat",
-        description="Talk to a trained dialogue policy. With standard input redirected, every line is answered by "
-        "one line: echo 'a cheap hotel in the north please' | python -m morejax.chat RUN_DIR",
-        epilog=HELP,
+        description=_DESCRIPTION,
+        epilog=f"{_EXAMPLES}\nin the conversation:\n{textwrap.indent(HELP, '  ')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="folder of a run of morejax.experiments.multiwoz")

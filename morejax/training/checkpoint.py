@@ -78,8 +78,15 @@ def save_params(directory: Path | str, params: Any, meta: dict[str, Any]) -> Non
     (directory / "meta.json.part").rename(directory / "meta.json")
 
 
-def load_params(directory: Path | str, like: Any) -> tuple[Any, dict[str, Any]]:
+def load_params(
+    directory: Path | str, like: Any, sharding: jax.sharding.Sharding | None = None
+) -> tuple[Any, dict[str, Any]]:
     """Read what `save_params` wrote.
+
+    Args:
+        directory: where it is.
+        like: pytree of arrays or of ShapeDtypeStructs, of the wanted structure.
+        sharding: where to put the arrays; on the first device when None.
 
     Raises:
         FileNotFoundError: nothing is there, or it is incomplete.
@@ -88,7 +95,8 @@ def load_params(directory: Path | str, like: Any) -> tuple[Any, dict[str, Any]]:
     directory = Path(directory).absolute()
     if not (directory / "meta.json").is_file():
         raise FileNotFoundError(f"{directory}: no finished parameters here; run the stage that makes them first")
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             params = checkpointer.restore(directory / "params", abstract)

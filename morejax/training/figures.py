@@ -32,6 +32,7 @@ from morejax.training.plotting import (
     plot_line,
     save_figure,
     series,
+    shorten,
     smooth,
     smoothed,
     stream_colours,
@@ -348,8 +349,9 @@ def _draw_matrix(axis: Axes, names: Sequence[str], matrix: np.ndarray) -> None:
         if math.isfinite(value):
             colour = "white" if abs(value) > 0.6 else "#222222"
             axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color=colour)
-    axis.set_xticks(range(len(names)), [words(name) for name in names], rotation=35, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(len(names)), [words(name) for name in names])
+    labels = [shorten(words(name)) for name in names]
+    axis.set_xticks(range(len(names)), labels, rotation=35, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(names)), labels)
     axis.set_title("Gradient cosines, last iteration")
     axis.grid(visible=False)
     axis.tick_params(length=0)

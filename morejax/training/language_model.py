@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -110,8 +110,9 @@ def compile_update(graphdef: nnx.GraphDef, tx: optax.GradientTransformation):
 
         loss, grads = jax.value_and_grad(objective)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        new = LanguageModelState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
-        return new, loss, optax.global_norm(grads)
+        # Of the structure of its first argument, whatever that is: optax names no type for it.
+        params = cast(Params, optax.apply_updates(state.params, updates))
+        return LanguageModelState(params, opt_state, state.step + 1), loss, optax.global_norm(grads)
 
     return update
 

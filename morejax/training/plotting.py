@@ -32,6 +32,9 @@ _MAX_POINTS = 500
 _MAX_RAW = 4  # with more streams in a panel, raw lines would hide the smoothed ones
 _LINE_END, _LINE_END_DOT = "line-end", "line-end-dot"
 _LABEL_SIZE = 8.5
+_LABEL_GAP = 1.25 * _LABEL_SIZE / 72  # inches from one name to the next
+_MAX_NAME = 24  # a longer name at a line's end would leave no room for the line
+_AROUND_AXES = 0.9  # inches of a panel's height that title, ticks and label take
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
@@ -257,26 +260,42 @@ def label_ends(axis: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
         style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": _LABEL_SIZE}
         style |= {"xycoords": ("axes fraction", "data"), "annotation_clip": False}
         axis.annotate("●", (1.0, height), xytext=(4, 0), color=colour, gid=_LINE_END_DOT, **style)
-        axis.annotate(label, (1.0, height), xytext=(13, 0), color=INK, gid=_LINE_END, **style)
+        axis.annotate(shorten(label), (1.0, height), xytext=(13, 0), color=INK, gid=_LINE_END, **style)
 
 
 def _place_line_ends(figure: Figure) -> None:
     """Once the axes have their final limits and sizes, move names apart where they would overlap."""
+    _make_room(figure)
     figure.draw_without_rendering()
     for axis in figure.axes:
-        notes = [text for text in axis.texts if isinstance(text, Annotation)]
-        names = [note for note in notes if note.get_gid() == _LINE_END]
-        dots = [note for note in notes if note.get_gid() == _LINE_END_DOT]
+        names, dots = _line_ends(axis, _LINE_END), _line_ends(axis, _LINE_END_DOT)
         if not names:
             continue
         to_axes = axis.transData + axis.transAxes.inverted()
         left = axis.get_xlim()[0]
         wanted = [float(to_axes.transform((left, text.xy[1]))[1]) for text in names]
-        gap = 1.25 * _LABEL_SIZE * figure.dpi / 72 / axis.get_window_extent().height
-        for name, dot, height in zip(names, dots, spread(wanted, gap), strict=True):
+        gap = _LABEL_GAP * figure.dpi / axis.get_window_extent().height
+        for name, dot, height in zip(names, dots, keep_within(spread(wanted, gap), gap), strict=True):
             for text in (name, dot):
                 text.xy, text.xycoords = (1.0, height), "axes fraction"
                 text.set_gid(None)
+
+
+def _line_ends(axis: Axes, kind: str) -> list[Annotation]:
+    return [text for text in axis.texts if isinstance(text, Annotation) and text.get_gid() == kind]
+
+
+def _make_room(figure: Figure) -> None:
+    """Panels as high as their names need, and no name outside: the layout gives up where axes would get no room."""
+    for axis in figure.axes:
+        low, high = sorted(axis.get_ylim())
+        names = _line_ends(axis, _LINE_END)
+        for text in (*names, *_line_ends(axis, _LINE_END_DOT)):
+            text.xy = (1.0, min(max(text.xy[1], low), high))
+        grid = axis.get_gridspec()
+        rows = 1 if grid is None else grid.nrows
+        needed = rows * (_LABEL_GAP * len(names) + _AROUND_AXES)
+        figure.set_figheight(max(figure.get_figheight(), needed))
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
@@ -303,5 +322,26 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     return result
 
 
+def keep_within(heights: Sequence[float], gap: float) -> list[float]:
+    """Move heights into 0 .. 1, as little as possible, if they fit there; distances of ``gap`` and more stay so.
+
+    Args:
+        heights: in any order.
+        gap: smallest distance between two of them.
+
+    Returns:
+        New heights, in the given order.
+    """
+    count, result = len(heights), list(heights)
+    for rank, index in enumerate(np.argsort(heights, kind="stable")):
+        result[index] = min(max(heights[index], rank * gap), 1 - (count - 1 - rank) * gap)
+    return result
+
+
 def words(name: str) -> str:
     return name.replace("_", " ")
+
+
+def shorten(name: str) -> str:
+    """A name that fits beside a panel."""
+    return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1].rstrip() + "…"

@@ -5,36 +5,29 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 
 from morejax.compile import compile_step
 from morejax.config import StepConfig
-from morejax.models.split import Params, merge
-from morejax.rollout import Rollout, Sample, SamplerConfig, compile_sampler, token_logp
+from morejax.models.split import Params
 from morejax.sharding import rollout_sharding, state_shardings
 from morejax.state import TrainState
 from morejax.tasks.streams import NonFiniteStream
-from morejax.training.batching import left_pad
 from morejax.training.checkpoint import Checkpoints, save_params
 from morejax.training.interrupt import StopRequest
 from morejax.training.language_model import NonFinite
 from morejax.training.progress import Progress
-from morejax.training.reward_heads import judge, pack
-from morejax.training.writers import open_writers
+from morejax.training.rollouts import Frozen, Sampler, Shapes, plan
+from morejax.training.writers import Writer, open_writers
 
 if TYPE_CHECKING:
     from morejax.tasks.multiwoz.task import MultiwozTask, TurnPrompts
-
-Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -68,168 +61,6 @@ class PPOConfig:
             )
         if self.ref_context not in ("reasoned", "direct"):
             raise ValueError(f"--ppo.ref-context must be reasoned or direct, not {self.ref_context!r}")
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """Models that PPO reads and never changes."""
-
-    graphdef: nnx.GraphDef
-    """Structure of reference and language model (no critic)."""
-    reference: Params
-    """The scaffold, or the supervised model (`ref_context`)."""
-    language_model: Params
-    """The supervised model: fluency, and the trunk of the naturalness head."""
-    head_graphdef: nnx.GraphDef
-    head: Params
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """Static sizes of a rollout: rows, context, reasoned context, reply."""
-
-    turns: int
-    context: int
-    reasoned: int
-    reply: int
-
-
-def compile_assess(graphdef: nnx.GraphDef, frozen: Frozen, step: StepConfig, shapes: Shapes):
-    """A jitted (params, values, reference, language model, head, tokens, mask, ref tokens, ref mask) -> dict of arrays.
-
-    values f32[S, T, H], computed here unless the sampler gave them; logp_ref f32[S, T]; ref_logps f32[S, T, V] when the
-    KL is exact; lm_logp, natural f32[S].
-    """
-
-    def assess(params, values, reference, language_model, head, tokens, mask, ref_tokens, ref_mask):
-        if values is None:
-            model = merge(graphdef, params)
-            values = model.values(tokens, mask, model.hidden(tokens, mask))[:, shapes.context - 1 : -1]
-        ref = merge(frozen.graphdef, reference)
-        ref_hidden = ref.hidden(ref_tokens, ref_mask)[:, shapes.reasoned - 1 : -1]
-        ref_logps = jax.nn.log_softmax(ref.logits(ref_hidden), axis=-1)
-        lm_logp, natural = judge(
-            frozen.graphdef, frozen.head_graphdef, language_model, head, tokens, mask, shapes.context
-        )
-        out = {
-            "values": values,
-            "logp_ref": token_logp(ref_logps, tokens[:, shapes.context :]),
-            "lm_logp": lm_logp,
-            "natural": natural,
-        }
-        return out | ({"ref_logps": ref_logps} if step.kl == "full" else {})
-
-    return jax.jit(assess)
-
-
-def plan(sizes: Sequence[int], turns: int, seed: int) -> Iterator[list[int]]:
-    """Endless batches of dialogue numbers with at most `turns` turns each; every epoch in a new random order.
-
-    A pure function of its arguments: skipping n batches resumes after n iterations.
-
-    Raises:
-        ValueError: a dialogue alone has more turns than a batch holds.
-    """
-    if max(sizes) > turns:
-        raise ValueError(f"--ppo.turns {turns} does not hold the longest dialogue ({max(sizes)} turns)")
-    epoch, batch, filled = 0, [], 0
-    while True:
-        for number in np.random.default_rng([seed, epoch]).permutation(len(sizes)):
-            if filled + sizes[number] > turns:
-                yield batch
-                batch, filled = [], 0
-            batch.append(int(number))
-            filled += sizes[number]
-        epoch += 1
-
-
-def build_rollout(
-    task: MultiwozTask,
-    prompts: Sequence[TurnPrompts],
-    sample: Sample,
-    tokens: np.ndarray,
-    mask: np.ndarray,
-    context_mask: np.ndarray,
-    assessed: dict[str, Any],
-    step: StepConfig,
-    shapes: Shapes,
-) -> tuple[Rollout, int]:
-    """Score the sampled replies on the host and put everything into one `Rollout`; rows beyond the prompts are empty.
-
-    Returns:
-        The rollout and the number of reply tokens in it.
-    """
-    rows = len(prompts)
-    drawn, valid = np.asarray(sample.tokens)[:rows], np.asarray(sample.mask)[:rows]
-    replies = [tuple(int(t) for t in ids[ok]) for ids, ok in zip(drawn, valid, strict=True)]
-    batch = task.sampled(
-        prompts, replies, np.asarray(assessed["lm_logp"])[:rows], np.asarray(assessed["natural"])[:rows]
-    )
-    streams = task.rewards(batch, shapes.reply)
-    room = shapes.turns - rows
-
-    def padded(array):
-        return np.pad(array, [(0, room)] + [(0, 0)] * (array.ndim - 1))
-
-    resp_mask = np.asarray(sample.mask) & (np.arange(shapes.turns) < rows)[:, None]
-    split = len(step.objectives)
-    rewards = padded(streams.rewards)
-    return Rollout(
-        tokens=tokens,
-        context_mask=context_mask,
-        resp_mask=resp_mask,
-        logp_old=sample.logp,
-        values_old=assessed["values"],
-        objectives=rewards[..., :split],
-        constraints=rewards[..., split:],
-        applies=padded(streams.applies),
-        logp_ref=assessed["logp_ref"],
-        ref_logps=assessed.get("ref_logps"),
-        scores=padded(streams.scores),
-        score_weights=padded(streams.weights),
-    ), int(resp_mask.sum())
-
-
-class Sampler:
-    """Prompts to rollouts, with everything that is compiled once."""
-
-    def __init__(self, task, state: TrainState, frozen: Frozen, step: StepConfig, shapes: Shapes, ppo, place):
-        self.reasoned = ppo.ref_context == "reasoned"
-        if not self.reasoned:
-            # The reference then reads the policy's own context.
-            shapes = replace(shapes, reasoned=shapes.context)
-        self.task, self.frozen, self.step, self.shapes, self.place = task, frozen, step, shapes, place
-        settings = SamplerConfig(
-            max_new_tokens=shapes.reply,
-            temperature=ppo.temperature,
-            eos_id=task.eos_id,
-            pad_id=task.pad_id,
-            values="trunk" not in state.params["value"],
-        )
-        self._sample = compile_sampler(state.graphdef, settings)
-        self._assess = compile_assess(state.graphdef, frozen, step, shapes)
-
-    def __call__(self, params: Params, prompts: Sequence[TurnPrompts], key: jax.Array) -> tuple[Rollout, int]:
-        """One rollout of the policy on these prompts."""
-        shapes, pad = self.shapes, self.task.pad_id
-        direct = [prompt.direct for prompt in prompts]
-        direct += [direct[0]] * (shapes.turns - len(prompts))
-        context, context_mask = left_pad(direct, shapes.context, pad)
-        sample = self._sample(params, *self.place((context, context_mask)), key)
-        drawn, valid = np.asarray(sample.tokens), np.asarray(sample.mask)
-        tokens = np.concatenate([context, drawn], axis=1)
-        mask = np.concatenate([context_mask, valid], axis=1)
-        replies = [tuple(ids[ok]) for ids, ok in zip(drawn, valid, strict=True)]
-        if self.reasoned:
-            sources = [prompt.reasoned for prompt in prompts]
-            sources += [sources[0]] * (shapes.turns - len(prompts))
-            ref_tokens, ref_mask = pack(sources, replies, shapes.reasoned, shapes.reply, pad, shapes.turns)
-        else:
-            ref_tokens, ref_mask = tokens, mask
-        frozen = self.frozen
-        placed = self.place((tokens, mask, ref_tokens, ref_mask))
-        assessed = self._assess(params, sample.values, frozen.reference, frozen.language_model, frozen.head, *placed)
-        return build_rollout(self.task, prompts, sample, tokens, mask, context_mask, assessed, self.step, shapes)
 
 
 def fit(
@@ -288,22 +119,16 @@ def fit(
     for _ in range(start):
         next(batches)
     final = run_dir / "checkpoints" / "ppo-final"
-    pending: tuple[Any, ...] | None = None
-
-    def flush() -> None:
-        if pending is not None:
-            progress["last"] = _log(writer, bar, *pending)
-            progress["first"] = progress["first"] or progress["last"]
-
     with (
         contextlib.closing(checkpoints),
         open_writers(run_dir, "ppo", restored_step=restored) as writer,
         Progress("ppo", ppo.iterations, start=start, every_seconds=20) as bar,
     ):
+        log = LateLog(writer, bar, progress)
         if start == 0 and ppo.eval_every:
             progress["best"] = _evaluate(evaluate, state.params, 0, writer, final, None, ppo)
         for iteration in range(start + 1, ppo.iterations + 1):
-            began = time.monotonic()
+            log.begin(iteration)
             rows = [prompt for number in next(batches) for prompt in prompts[number]]
             key, sample_key = jax.random.split(state.key)
             try:
@@ -311,23 +136,19 @@ def fit(
             except NonFiniteStream as error:
                 raise NonFinite(f"ppo, iteration {iteration}: {error}; the checkpoint before it is kept") from error
             state, metrics = train(state.replace(key=key), rollout)
-            # Read the numbers of the iteration before: the device is never waited for.
-            flush()
-            pending = (iteration, metrics, count, began)
+            log.add(metrics, count)
             last = iteration == ppo.iterations
             due = ppo.eval_every and (iteration % ppo.eval_every == 0 or last)
             save = iteration % ppo.checkpoint_every == 0 or last
             # Never write, or choose, a state whose numbers were not looked at.
             if due or save:
-                flush()
-                pending = None
+                log.flush()
             if due:
                 progress["best"] = _evaluate(evaluate, state.params, iteration, writer, final, progress["best"], ppo)
             # Read once, after the evaluation: whoever leaves has saved.
             stopping = bool(stop)
             if save or stopping:
-                flush()
-                pending = None
+                log.flush()
                 checkpoints.save(iteration, state, {"iteration": iteration, "progress": progress})
             if stopping:
                 stop.raise_if_set()
@@ -347,16 +168,70 @@ def _evaluate(evaluate, params, iteration, writer, final, best, ppo) -> dict[str
     return best
 
 
-def _log(writer, bar, iteration: int, metrics: dict[str, jax.Array], count: int, began: float) -> dict[str, float]:
-    """Fetch the metrics of an iteration, check and write them."""
-    numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    seconds = time.monotonic() - began
-    check_finite(iteration, numbers)
-    numbers |= {"response_tokens": float(count), "tokens_per_s": count / seconds}
-    writer.scalars(iteration, numbers)
-    shown = {name[2:]: value for name, value in numbers.items() if name.startswith("J/")}
-    bar.update(iteration, shown | {"kl": numbers["kl"]}, tokens=count)
-    return numbers
+@dataclass(frozen=True)
+class _Pending:
+    """Numbers of an iteration that are not read yet."""
+
+    iteration: int
+    metrics: Mapping[str, jax.Array]
+    tokens: int
+    began: float
+    """Seconds of the clock."""
+
+
+class LateLog:
+    """Reads the numbers of an iteration while the next one is computed: the device is never waited for.
+
+    An iteration lasts until the next one begins, or until its numbers are there when `flush` asks for them at once;
+    what is done after a flush (evaluations, checkpoints) belongs to no iteration.
+
+    Args:
+        writer: takes the scalars.
+        bar: shows some of them.
+        progress: gets the numbers of the `first` and of the `last` iteration.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, writer: Writer, bar: Progress, progress: dict[str, Any], clock: Callable[[], float] = time.monotonic
+    ):
+        self._writer, self._bar, self._progress, self._clock = writer, bar, progress, clock
+        self._iteration, self._began = 0, clock()
+        self._pending: _Pending | None = None
+
+    def begin(self, iteration: int) -> None:
+        """An iteration begins."""
+        self._iteration, self._began = iteration, self._clock()
+
+    def add(self, metrics: Mapping[str, jax.Array], tokens: int) -> None:
+        """Keep the numbers of the iteration that has begun, and write those of the one before."""
+        before, self._pending = self._pending, _Pending(self._iteration, metrics, tokens, self._began)
+        if before is not None:
+            self._write(before, _fetch(before.metrics), self._began - before.began)
+
+    def flush(self) -> None:
+        """Wait for the numbers that are still kept and write them.
+
+        Raises:
+            NonFinite: one of them is NaN or infinite.
+        """
+        kept, self._pending = self._pending, None
+        if kept is not None:
+            numbers = _fetch(kept.metrics)
+            self._write(kept, numbers, self._clock() - kept.began)
+
+    def _write(self, kept: _Pending, numbers: dict[str, float], seconds: float) -> None:
+        check_finite(kept.iteration, numbers)
+        numbers |= {"response_tokens": float(kept.tokens), "tokens_per_s": kept.tokens / seconds}
+        self._writer.scalars(kept.iteration, numbers)
+        shown = {name[2:]: value for name, value in numbers.items() if name.startswith("J/")}
+        self._bar.update(kept.iteration, shown | {"kl": numbers["kl"]}, tokens=kept.tokens)
+        self._progress["last"] = numbers
+        self._progress["first"] = self._progress["first"] or numbers
+
+
+def _fetch(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+    return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
 
 def check_finite(iteration: int, numbers: dict[str, float]) -> None:
@@ -373,18 +248,3 @@ def check_finite(iteration: int, numbers: dict[str, float]) -> None:
             f"ppo, iteration {iteration}: {where}{', '.join(bad[:6])} is not finite; the checkpoint before it is kept "
             "(to try a lower --numbers.learning-rate, delete checkpoints/ppo and --resume)"
         )
-
-
-def static_shapes(prompts: Sequence[Sequence[TurnPrompts]], turns: int, reply: int, multiple: int = 16) -> Shapes:
-    """The smallest static sizes, in multiples of 16, that hold every prompt."""
-
-    def longest(which: str) -> int:
-        size = max(len(getattr(prompt, which)) for dialogue in prompts for prompt in dialogue)
-        return -(-size // multiple) * multiple
-
-    return Shapes(turns, longest("direct"), longest("reasoned"), reply)
-
-
-def as_arrays(rollout: Rollout) -> Rollout:
-    """The rollout with every leaf on the device (for callers that keep one)."""
-    return jax.tree.map(jnp.asarray, rollout)

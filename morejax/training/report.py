@@ -131,8 +131,10 @@ def _facts(config: Mapping[str, Any], results: Mapping[str, Any]) -> list[tuple[
 
 
 def _command(config: Mapping[str, Any]) -> str:
+    """Every command that the run was made by, one a line: a resumed run has several."""
     command = config.get("command", "")
-    return command if isinstance(command, str) else " ".join(map(str, command))
+    last = command if isinstance(command, str) else " ".join(map(str, command))
+    return "\n".join([*config.get("earlier_commands", []), last])
 
 
 def _headline(results: Mapping[str, Any]) -> list[dict[str, Any]]:

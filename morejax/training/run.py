@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 _PACKAGES = ("morejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "sacrebleu")
 # What may differ between a run and its continuation: it decides how far and where to run, not what comes out.
-_FREE = ("stages", "resume", "out", "devices", "data_dir", "eval_splits", "samples")
+_FREE = ("stages", "resume", "out", "devices", "data_dir", "eval_splits", "split", "samples")
 
 
 class RunError(ValueError):
@@ -82,7 +84,7 @@ class Run:
     def _write_config(self) -> None:
         document = {
             "config": self._config,
-            "command": " ".join(["python", "-m", "morejax.experiments.multiwoz", *sys.argv[1:]]),
+            "command": command_line(),
             "versions": versions(),
             "commit": git_commit(),
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -91,7 +93,9 @@ class Run:
         # `corpus` and the like are known only once the corpus is read: `describe` adds them.
         path = self.directory / "config.json"
         if path.is_file():
-            document = json.loads(path.read_text()) | document
+            before = json.loads(path.read_text())
+            earlier = [*before.get("earlier_commands", []), before.get("command", "")]
+            document = before | document | {"earlier_commands": earlier}
         write_json(path, document)
 
     def describe(self, **facts: Any) -> None:
@@ -138,6 +142,11 @@ def write_json(path: Path, document: Any) -> None:
     part.replace(path)
 
 
+def command_line() -> str:
+    """The command that started this process, as a shell takes it; the interpreter is `python`, wherever it lies."""
+    return shlex.join(["python", *sys.orig_argv[1:]])
+
+
 def versions() -> dict[str, str]:
     """Python's and the main packages' versions."""
     found = {"python": platform.python_version()}
@@ -167,7 +176,7 @@ def _plain(value: Any) -> Any:
         return dataclasses.asdict(value)
     if isinstance(value, Path):
         return str(value)
-    if hasattr(value, "item"):
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)) and value.size == 1:
         return value.item()
     raise TypeError(f"{type(value).__name__} does not go into JSON: {value!r}")
 

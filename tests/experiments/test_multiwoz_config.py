@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,19 @@ def test_nested_flags():
     assert config.data_dir == Path("/data/x")
 
 
+def test_split_is_short_for_eval_splits_and_goes_on_where_a_run_is(tmp_path):
+    given = ["--split", "test", "select", "--out", str(tmp_path)]
+    config = parse(given)
+    assert config.eval_splits == config.split == ("test", "select")
+    assert not config.continues
+    (tmp_path / "config.json").write_text("{}")
+    assert config.continues
+    assert not config.resume
+    assert not parse(["--eval-splits", "test", "--out", str(tmp_path)]).continues
+    assert parse(["--resume", "--out", str(tmp_path / "new")]).continues
+    assert parse([*given, "--eval-splits", "test", "select"]) == config
+
+
 def test_thresholds_given_stand_beside_the_presets():
     ours = preset("demo").numbers.thresholds
     assert parse([]).numbers.thresholds == ours
@@ -95,6 +110,7 @@ def test_stages_are_in_the_order_they_need():
         (["--method", "magic"], "magic"),
         (["--track", "both"], "both"),
         (["--stages", "supervised", "rlhf"], "--stages: rlhf is not one of supervised, scaffold"),
+        (["--split", "test", "--eval-splits", "dev"], "--split test and --eval-splits dev both name the splits to"),
         (["--devices", "-1"], "--devices must be 0 (all) or more, not -1"),
         (["--ppo.turns", "33"], "--ppo.turns 33 must be a multiple of --step.minibatches"),
         (["--ppo.temperature", "0.5"], "--ppo.temperature must be 1, not 0.5"),
@@ -134,8 +150,21 @@ def test_help_teaches(capsys, monkeypatch):
     assert missing == []
     for word in (*PRESETS, *METHODS, *STAGES, "policy", "e2e"):
         assert word in said
-    assert "--preset cpu --data-dir DATA" in said
-    assert "the same command with --resume" in said
+    lines = [line.strip() for line in said.splitlines()]
+    assert "python -m morejax.experiments.multiwoz" in lines
+    assert "python -m morejax.experiments.multiwoz --preset cpu --data-dir DATA --out runs/mwz" in lines
+    assert [line for line in lines if line.startswith("--split test ")]
+
+
+def test_every_flag_of_the_examples_is_one(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    examples = capsys.readouterr().out.partition("The same command with one of these\n")[2].splitlines()
+    lines = [re.split(r"\s{2,}", line.strip())[0].split() for line in takewhile(str.strip, examples)]
+    assert len(lines) == 6
+    for line in lines:
+        assert parse(line) != parse([])
 
 
 def test_help_of_a_preset_shows_its_defaults(capsys):

@@ -223,6 +223,57 @@ def test_the_report_is_one_page_that_names_the_corpus(finished):
     assert page.count("<svg") + page.count("data:image") >= 3
 
 
+# Scoring later
+
+
+@pytest.fixture(scope="module")
+def held_back(tiny, tmp_path_factory):
+    """A run made without the test dialogues, then its command again with `--split test` when they have come."""
+    folder = tmp_path_factory.mktemp("held")
+    corpus, run = shutil.copytree(tiny.corpus, folder / "corpus"), folder / "run"
+    shutil.rmtree(corpus / "MultiWOZ_2.2" / "test")
+    command = ("--method", "supervised", "--stages", "supervised", "evaluate", "--data-dir", str(corpus))
+    refused = tiny.run(folder / "refused", *command, "--split", "test")
+    first = tiny.run(run, *command)
+    assert first.returncode == 0, first.stderr
+    before = shutil.copytree(run, folder / "before")
+    shutil.copytree(tiny.corpus / "MultiWOZ_2.2" / "test", corpus / "MultiWOZ_2.2" / "test")
+    later = tiny.run(run, *command, "--split", "test")
+    assert later.returncode == 0, later.stderr
+    return before, run, refused, later.stderr
+
+
+def test_held_back_dialogues_cannot_be_scored(held_back):
+    refused = held_back[2]
+    assert refused.returncode == 2
+    assert "no split 'test'; this corpus has dev, train" in refused.stderr
+
+
+def test_a_split_that_comes_later_is_scored_without_training(held_back, tiny):
+    _, run, _, said = held_back
+    assert "supervised: done before, skipped" in said
+    assert "supervised answers test" in said
+    assert "answers dev" not in said
+    row = next(row for row in read(run / "results.json")["scores"] if row["split"] == "test")
+    again = evaluate_file(run / "predictions" / "test.json", tiny.corpus, "test")
+    assert {name: again[name] for name in SCORES} == {name: row[name] for name in SCORES}
+
+
+def test_scoring_another_split_loses_nothing(held_back):
+    before, run, _, _ = held_back
+    old, new = read(before / "results.json"), read(run / "results.json")
+    assert (old["split"], new["split"]) == ("dev", "test")
+    assert [row["split"] for row in new["scores"]] == ["dev", "test"]
+    assert new["scores"][0] == old["scores"][0]
+    for name in ("predictions/dev.json", "samples.json", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (before / name).read_bytes()
+    assert read(run / "stages.json")["evaluate"]["splits"] == ["dev", "test"]
+    config = read(run / "config.json")
+    assert config["command"] == f"{config['earlier_commands'][0]} --split test"
+    page = (run / "report.html").read_text()
+    assert config["command"] in page
+
+
 # Stopping and going on
 
 

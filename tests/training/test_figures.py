@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -68,6 +69,50 @@ def test_names_at_line_ends_do_not_overlap(metrics):
     boxes = [name.get_window_extent() for name in names]
     assert len(boxes) == 2
     assert not boxes[0].overlaps(boxes[1])
+
+
+def many(objectives, constraints, suffix, steps=5):
+    """A log of many streams whose lines all end high, one variance far below the rest."""
+    rng = np.random.default_rng(0)
+    metrics = {"step": np.arange(steps)}
+    names = [f"constraint_{i}{suffix}" for i in range(constraints)] + [
+        f"objective_{i}{suffix}" for i in range(objectives)
+    ]
+    for index, name in enumerate(names):
+        for key in ("J", "grad_norm", "share", "explained_variance", "clip_fraction"):
+            metrics[f"{key}/{name}"] = 0.9 + 0.01 * rng.random(steps)
+        for other in names[index + 1 :]:
+            metrics[f"cosine/{name}/{other}"] = rng.random(steps)
+        kind = "multiplier" if index < constraints else "weight"
+        metrics[f"{kind}/{name}"] = np.full(steps, 0.5)
+        if index < constraints:
+            metrics |= {f"constraint/{name}/{key}": np.full(steps, 0.9) for key in ("threshold", "violation")}
+    metrics[f"explained_variance/{names[0]}"] = np.full(steps, -50.0)
+    return metrics
+
+
+@pytest.mark.parametrize("suffix", ["", "_with_a_long_name_that_goes_on_and_on"])
+@pytest.mark.parametrize(("objectives", "constraints"), [(2, 2), (20, 12)])
+@pytest.mark.parametrize("name", ["weights", "multipliers", "norms", "kl_entropy", "overview"])
+def test_many_streams_and_long_names_fit(name, objectives, constraints, suffix):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = getattr(figures, f"{name}_figure")(many(objectives, constraints, suffix))
+        figure.draw_without_rendering()
+    page = figure.bbox
+    for axis in figure.axes:
+        assert min(axis.get_window_extent().size) > 30
+        names = [text for text in axis.texts if text.get_text() != "●" and "stream" not in text.get_text()]
+        for text in names:
+            box = text.get_window_extent()
+            assert page.x0 <= box.x0 < box.x1 <= page.x1
+            assert page.y0 <= box.y0 < box.y1 <= page.y1
+
+
+def test_heights_are_kept_within_a_panel():
+    assert plotting.keep_within([0.5, 1.4, 1.2], 0.2) == pytest.approx([0.5, 1.0, 0.8])
+    assert plotting.keep_within([-0.3, 0.1], 0.5) == pytest.approx([0.0, 0.5])
+    assert plotting.keep_within([0.2, 0.7], 0.1) == [0.2, 0.7]
 
 
 def test_a_stream_keeps_its_colour(metrics):

@@ -23,7 +23,8 @@ from morejax.training import ppo
 from morejax.training.checkpoint import Checkpoints, load_params
 from morejax.training.interrupt import Interrupted
 from morejax.training.language_model import NonFinite
-from morejax.training.ppo import Frozen, PPOConfig, Shapes, build_rollout, check_finite, plan, static_shapes
+from morejax.training.ppo import LateLog, PPOConfig, check_finite
+from morejax.training.rollouts import Frozen, Sampler, Shapes, build_rollout, plan, static_shapes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -218,7 +219,7 @@ def test_rows_beyond_the_prompts_are_empty():
 def test_the_reference_reads_its_own_context(models, ref_context):
     _, params, frozen = models
     loop = replace(LOOP, ref_context=ref_context)
-    sampler = ppo.Sampler(Task(), fresh_state(models), frozen, STEP, SHAPES, loop, lambda tree: tree)
+    sampler = Sampler(Task(), fresh_state(models), frozen, STEP, SHAPES, loop, lambda tree: tree)
     prompts = dialogues()[0]
     rollout, count = sampler(params, prompts, jax.random.key(0))
     assert rollout.tokens.shape == (8, 7)
@@ -264,6 +265,49 @@ def test_a_loop_logs_evaluates_and_saves(models, undisturbed):
     assert progress["first"]["J/low"] == next(line["J/low"] for line in lines if "J/low" in line)
     assert progress["last"]["response_tokens"] > 0
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(models[1]), strict=True))
+
+
+class Recorder:
+    """Stands for the log and for the bar."""
+
+    def __init__(self):
+        self.lines, self.shown = {}, []
+
+    def scalars(self, step, values):
+        assert step not in self.lines
+        self.lines[step] = dict(values)
+
+    def update(self, step, scalars, *, tokens):
+        self.shown.append((step, tokens))
+
+
+def test_the_rate_is_an_iterations_tokens_over_its_own_time():
+    """Beginnings at 10, 14, 17 and 50; what is done between a flush and the next beginning counts for nobody."""
+    now, recorder, progress = [0.0], Recorder(), {"first": None, "last": None}
+    log = LateLog(recorder, recorder, progress, clock=lambda: now[0])
+
+    def iteration(number, begins, added, tokens):
+        now[0] = begins
+        log.begin(number)
+        now[0] = added
+        log.add({"kl": np.float32(0.1), "J/low": np.float32(number)}, tokens)
+
+    iteration(1, 10.0, 13.0, 80)
+    assert recorder.lines == {}
+    iteration(2, 14.0, 16.5, 60)
+    iteration(3, 17.0, 19.0, 50)
+    now[0] = 22.0
+    log.flush()
+    log.flush()
+    iteration(4, 50.0, 51.0, 9)
+    now[0] = 53.0
+    log.flush()
+    rates = {step: line["tokens_per_s"] for step, line in recorder.lines.items()}
+    # 80 tokens in 14 - 10 seconds, 60 in 17 - 14, 50 in 22 - 17, 9 in 53 - 50.
+    assert rates == {1: 20.0, 2: 20.0, 3: 10.0, 4: 3.0}
+    assert [line["response_tokens"] for line in recorder.lines.values()] == [80.0, 60.0, 50.0, 9.0]
+    assert recorder.shown == [(1, 80), (2, 60), (3, 50), (4, 9)]
+    assert (progress["first"]["J/low"], progress["last"]["J/low"]) == (1.0, 4.0)
 
 
 @pytest.mark.parametrize("iteration", [1, 3, 4])

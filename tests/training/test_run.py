@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,12 +47,14 @@ def changed(**entries):
     return CONFIG | entries
 
 
-def test_a_new_run_writes_who_and_what(tmp_path):
+def test_a_new_run_writes_who_and_what(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["/opt/py/bin/python3.11", "my run.py", "--seed", "3"])
     config = config_of(Run(tmp_path / "new" / "run", CONFIG, resume=False))
     assert config["config"]["ppo"] == {"turns": 32, "split": ""}
     assert config["config"]["out"] == "runs/a"
     assert config["versions"]["jax"]
-    assert config["command"].startswith("python -m morejax.experiments.multiwoz")
+    assert config["command"] == "python 'my run.py' --seed 3"
+    assert "earlier_commands" not in config
     assert {"commit", "device", "machine"} <= config.keys()
 
 
@@ -73,6 +76,14 @@ def test_resume_with_the_same_configuration(tmp_path):
     again = Run(tmp_path, CONFIG, resume=True)
     assert config_of(again)["corpus"] == "embedded"
     assert config_of(again)["thresholds"] == {"inform": 0.5}
+
+
+def test_every_sittings_command_is_kept(tmp_path, monkeypatch):
+    for sitting in ("--stages supervised", "--resume", "--split test"):
+        monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", "-m", "package", *sitting.split()])
+        config = config_of(Run(tmp_path, CONFIG, resume=True))
+    assert config["command"] == "python -m package --split test"
+    assert config["earlier_commands"] == ["python -m package --stages supervised", "python -m package --resume"]
 
 
 def test_where_and_how_far_may_change(tmp_path):

@@ -7,19 +7,30 @@ import os
 import sys
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import tyro
 
 from morejax.experiments.multiwoz.config import PRESETS, MultiwozConfig, preset, resolve
 
-_EPILOG = """
-The demo needs no data:        python -m morejax.experiments.multiwoz
-MultiWOZ 2.2 on a CPU:         python -m morejax.experiments.multiwoz --preset cpu --data-dir DATA --out runs/mwz
-MultiWOZ 2.2 on a GPU:         python -m morejax.experiments.multiwoz --preset gpu --data-dir DATA
-continue after a stop:         ... the same command with --resume
-a baseline:                    ... --method mixed --mixed-weight 0.5
-another number of the step:    ... --numbers.kl-coef 0.1 --numbers.thresholds success 0.85 inform 0.9
-only some stages:              ... --stages supervised evaluate
+if TYPE_CHECKING:
+    from morejax.experiments.multiwoz.parts import Parts
+
+# Lines of a description that begin with a letter are joined by tyro to the one before; indented ones stay.
+_EXAMPLES = """
+Examples:
+  # the demo, which needs no data
+  python -m morejax.experiments.multiwoz
+  # MultiWOZ 2.2 on a CPU, or on a GPU with --preset gpu
+  python -m morejax.experiments.multiwoz --preset cpu --data-dir DATA --out runs/mwz
+
+The same command with one of these
+  --resume                                continues after a stop
+  --split test                            scores the trained policy on the test dialogues
+  --method mixed --mixed-weight 0.5       a baseline
+  --stages supervised evaluate            only some stages
+  --numbers.kl-coef 0.1                   another number of the step
+  --numbers.thresholds success 0.85       another threshold, the others stay
 """
 
 
@@ -45,7 +56,7 @@ def parse(arguments: list[str]) -> MultiwozConfig:
         # A mapping that is not empty would be offered name by name, and no other name taken.
         default=replace(defaults, numbers=replace(defaults.numbers, thresholds={})),
         prog="python -m morejax.experiments.multiwoz",
-        description=f"{MultiwozConfig.__doc__}\n{_EPILOG}",
+        description=f"{MultiwozConfig.__doc__}\n{_EXAMPLES}",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
     return resolve(replace(config, numbers=replace(config.numbers, thresholds=_thresholds(config, defaults))))
@@ -67,15 +78,16 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from morejax.experiments.multiwoz.pipeline import Pipeline
+    from morejax.experiments.multiwoz.parts import Parts
+    from morejax.experiments.multiwoz.pipeline import run_stages
     from morejax.training.interrupt import Interrupted, StopRequest
 
     began = time.monotonic()
     try:
         with StopRequest() as stop:
-            pipeline = Pipeline(config, stop)
-            banner(pipeline)
-            report = pipeline.execute()
+            parts = Parts(config, stop)
+            banner(parts)
+            report = run_stages(parts)
     except Interrupted as stopped:
         print(f"{stopped}; continue with --resume", file=sys.stderr)
         return 128 + stopped.number
@@ -91,19 +103,19 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def banner(pipeline) -> None:
+def banner(parts: Parts) -> None:
     """Say what runs on what."""
     import jax
 
-    config, corpus = pipeline.config, pipeline.corpus
+    config, corpus = parts.config, parts.corpus
     sizes = ", ".join(f"{name} {len(dialogues)}" for name, dialogues in sorted(corpus.splits.items()))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(pipeline.language_model[1]))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(parts.language_model[1]))
     device = jax.devices()[0]
     lines = [
         f"morejax multiwoz: preset {config.preset}, method {config.method}, track {config.track}, seed {config.seed}",
-        f"corpus {corpus.name} ({sizes}); fit {pipeline.fit}, select {pipeline.select}, ppo {pipeline._ppo_split}",
+        f"corpus {corpus.name} ({sizes}); fit {parts.fit}, select {parts.select}, ppo {parts.ppo_split}",
         f"policy {parameters / 1e6:.2f}M parameters on {config.devices or jax.device_count()} x {device.device_kind}",
-        f"out {pipeline.dir}",
+        f"out {parts.dir}",
     ]
     if corpus.skipped:
         lines.append("; ".join(f"{what}: {count}" for what, count in corpus.skipped.items()))

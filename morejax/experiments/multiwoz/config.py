@@ -62,6 +62,10 @@ class MultiwozConfig:
     """Split that choices are made on. Empty: select where the corpus defines it, else dev."""
     eval_splits: tuple[str, ...] = ()
     """Splits scored at the end. Empty: --select, dev and test, as far as the corpus has them."""
+    split: tuple[str, ...] = ()
+    """Score the trained models on these splits, e.g. --split test once held-back dialogues are there: the command of a
+    finished run with --split scores it again (stages that are done are skipped, as with --resume) and adds to its
+    results. On a new run it is the same as --eval-splits."""
     vocab_size: int = 4096
     """Tokens of the BPE trained on the corpus."""
     model: DecoderConfig = field(default_factory=DecoderConfig)
@@ -93,6 +97,11 @@ class MultiwozConfig:
         unknown = [stage for stage in self.stages if stage not in STAGES]
         if unknown:
             raise ValueError(f"--stages: {', '.join(unknown)} is not one of {', '.join(STAGES)}")
+        if self.split and self.eval_splits not in ((), self.split):
+            raise ValueError(
+                f"--split {' '.join(self.split)} and --eval-splits {' '.join(self.eval_splits)} both name the splits "
+                "to score: give one of them"
+            )
         if self.devices < 0:
             raise ValueError(f"--devices must be 0 (all) or more, not {self.devices}")
         if self.context.max_context + self.context.max_reply > self.model.max_length:
@@ -110,9 +119,14 @@ class MultiwozConfig:
         """Folder of the run."""
         return self.out or Path("runs/multiwoz") / f"{self.preset}-{self.track}-{self.method}-{self.seed}"
 
+    @property
+    def continues(self) -> bool:
+        """Does the run go on in its folder? With --resume, and with --split where there is one."""
+        return self.resume or (bool(self.split) and (self.run_dir / "config.json").is_file())
+
 
 def resolve(config: MultiwozConfig) -> MultiwozConfig:
-    """Put what --method and --track decide into the step's and the context's configuration."""
+    """Put what --method, --track and --split decide where it is read."""
     step, numbers = config.step, config.numbers
     if config.method == "mixed":
         step = replace(step, clip="mixed", weights="fixed", multipliers="fixed", mix_norm="sum_to_one")
@@ -124,7 +138,8 @@ def resolve(config: MultiwozConfig) -> MultiwozConfig:
         numbers = replace(numbers, multiplier_init=0.0)
     stages = tuple(s for s in config.stages if s != "ppo") if config.method == "supervised" else config.stages
     context = replace(config.context, track=config.track)
-    return replace(config, step=step, numbers=numbers, context=context, stages=stages)
+    eval_splits = config.split or config.eval_splits
+    return replace(config, step=step, numbers=numbers, context=context, stages=stages, eval_splits=eval_splits)
 
 
 def preset(name: str) -> MultiwozConfig:
@@ -143,7 +158,7 @@ _THRESHOLDS = {"inform": 0.93, "success": 0.90}
 
 
 def _demo() -> MultiwozConfig:
-    lm = LanguageModelConfig(epochs=2.5, tokens_per_batch=1024, learning_rate=3e-3, checkpoint_every=500)
+    lm = LanguageModelConfig(epochs=3.5, tokens_per_batch=1024, learning_rate=4e-3, checkpoint_every=500)
     return MultiwozConfig(
         preset="demo",
         vocab_size=1024,
@@ -151,11 +166,11 @@ def _demo() -> MultiwozConfig:
         critic=CriticConfig(kind="shared", hidden=64),
         context=ContextConfig(max_context=112, max_reply=40, max_state=48),
         supervised=lm,
-        scaffold=replace(lm, epochs=0.4, learning_rate=1.5e-3),
+        scaffold=replace(lm, epochs=0.6, learning_rate=2e-3),
         reward=RewardHeadConfig(examples=1000, held_out=500, steps=300),
         ppo=PPOConfig(iterations=45, turns=128, eval_every=15, eval_dialogues=60, checkpoint_every=15),
         step=StepConfig(epochs=2),
-        numbers=StepNumbers(learning_rate=6e-4, warmup_steps=2, thresholds=dict(_THRESHOLDS), multiplier_ema=0.8),
+        numbers=StepNumbers(learning_rate=6e-4, warmup_steps=2, multiplier_ema=0.8),
         samples=8,
     )
 

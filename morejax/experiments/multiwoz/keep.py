@@ -53,7 +53,12 @@ def keep(run: Path, target: Path) -> list[Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m morejax.experiments.multiwoz.keep", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m morejax.experiments.multiwoz.keep",
+        description="Copy configuration, results, metrics and figures of a run: the parts that may be published, "
+        "without checkpoints and without any text of the corpus.",
+        epilog="example: python -m morejax.experiments.multiwoz.keep runs/mwz experiments/multiwoz/cpu",
+    )
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("dir", type=Path, help="where to put what is kept, e.g. experiments/multiwoz/cpu")
     options = parser.parse_args(arguments)

@@ -1,67 +1,118 @@
-"""What a run leaves for people and scripts: results.json and sample dialogues."""
+"""What a run leaves for people and scripts: predictions, results.json and sample dialogues."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from morejax.experiments.multiwoz.config import MultiwozConfig
+from morejax.experiments.multiwoz.decoding import Predictions
+from morejax.experiments.multiwoz.parts import Parts
 from morejax.tasks.multiwoz.records import Dialogue
-from morejax.training.run import Run, write_json
+from morejax.training.run import write_json
+
+Row = Mapping[str, Any]
+"""The standard scorer's numbers with their `system` and `split`."""
 
 
-def collect_results(
-    config: MultiwozConfig,
-    corpus: str,
-    fit: str,
-    select: str,
-    scores: Sequence[Mapping[str, Any]],
-    final: str,
-    run: Run,
+def write_results(
+    parts: Parts, scores: Sequence[Row], predictions: Mapping[str, Mapping[str, Predictions]]
 ) -> dict[str, Any]:
+    """Write predictions, results.json and samples.json; what stands there for other splits is kept.
+
+    Args:
+        parts: of the run.
+        scores: one row for every system and split that has just been scored.
+        predictions: system -> split -> predictions; the system that the run is about stands last.
+
+    Returns:
+        The content of results.json.
+    """
+    path, final = parts.dir / "results.json", list(predictions)[-1]
+    before = json.loads(path.read_text()) if path.is_file() else {"scores": [], "system": final}
+    folder = parts.dir / "predictions"
+    if before["system"] != final:
+        _file_away(folder, before["system"])
+    for system, made in predictions.items():
+        for part, replies in made.items():
+            target = _prediction_file(folder, system, part, final)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_json(target, replies)
+    results = collect_results(parts, merge_scores(before["scores"], scores), final)
+    write_json(path, results)
+    _write_samples(parts, folder, [row["split"] for row in results["scores"] if row["system"] == final], final)
+    return results
+
+
+def _prediction_file(folder: Path, system: str, part: str, final: str) -> Path:
+    return (folder if system == final else folder / system) / f"{part}.json"
+
+
+def _file_away(folder: Path, system: str) -> None:
+    """Predictions of a system that the run is no longer about go where those of the others are."""
+    (folder / system).mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.json"):
+        path.replace(folder / system / path.name)
+
+
+def merge_scores(before: Sequence[Row], now: Sequence[Row]) -> list[Row]:
+    """Rows of an earlier evaluation and of this one, which replaces those of the same system and split.
+
+    Returns:
+        Rows in the order of this evaluation's systems, and for each of them in the order of their first scoring.
+    """
+    rows = {(row["system"], row["split"]): row for row in (*before, *now)}
+    systems = list(dict.fromkeys(row["system"] for row in (*now, *before)))
+    return sorted(rows.values(), key=lambda row: systems.index(row["system"]))
+
+
+def collect_results(parts: Parts, scores: Sequence[Row], final: str) -> dict[str, Any]:
     """The content of results.json.
 
     Args:
-        config: of the run.
-        corpus: its name.
-        fit, select: splits learnt from and chosen on.
-        scores: one row of the standard scorer's numbers for every system and split.
+        parts: of the run.
+        scores: one row for every system and split.
         final: the system that the run is about.
-        run: for timings and what PPO recorded.
 
     Returns:
         Top-level numbers are those of the final system on test where there is one, else on dev, else on `select`.
     """
+    config = parts.config
     rows = {row["split"]: row for row in scores if row["system"] == final}
     main = next(rows[name] for name in ("test", "dev", *rows) if name in rows)
-    ppo = run.stage_record("ppo") or {}
+    ppo = parts.run.stage_record("ppo") or {}
     return {
         "method": config.method,
         "track": config.track,
-        "corpus": corpus,
+        "corpus": parts.corpus.name,
         "preset": config.preset,
         "seed": config.seed,
-        "fit": fit,
-        "select": select,
+        "fit": parts.fit,
+        "select": parts.select,
         "split": main["split"],
         "system": final,
         **{name: main[name] for name in ("inform", "success", "bleu", "combined", "dialogues")},
         "scores": list(scores),
         "constraints": ppo.get("constraints", {}),
         "chosen": ppo.get("best"),
-        "timings": run.timings(),
+        "timings": parts.run.timings(),
     }
 
 
-def write_samples(
-    path: Path,
-    dialogues: Sequence[Dialogue],
-    before: Mapping[str, Sequence[Mapping[str, Any]]],
-    after: Mapping[str, Sequence[Mapping[str, Any]]],
-) -> None:
-    """Dialogues side by side: corpus, supervised model, final policy."""
-    samples = [
+def _write_samples(parts: Parts, folder: Path, scored: Sequence[str], final: str) -> None:
+    """Dialogues side by side as samples.json, from the selection split where that has been scored."""
+    part = parts.select if parts.select in scored else scored[0]
+    before, after = (
+        json.loads(_prediction_file(folder, system, part, final).read_text()) for system in ("supervised", final)
+    )
+    shown = parts.corpus.dialogues(part)[: parts.config.samples]
+    write_json(parts.dir / "samples.json", sample_dialogues(shown, before, after))
+
+
+def sample_dialogues(dialogues: Sequence[Dialogue], before: Predictions, after: Predictions) -> list[dict[str, Any]]:
+    """Dialogues with the corpus's reply, the supervised model's and the final policy's."""
+    return [
         {
             "id": dialogue.id,
             "goal": dialogue.goal,
@@ -78,4 +129,3 @@ def write_samples(
         }
         for dialogue in dialogues
     ]
-    write_json(path, samples)

@@ -43,6 +43,15 @@ _SCORER = "Tomiinek/MultiWOZ_Evaluation/master/mwzeval/data"
 _DIALOGUE_FILES = {"train": 17, "dev": 2, "test": 2}
 _DATABASES = ("attraction", "bus", "hospital", "hotel", "police", "restaurant", "taxi", "train")
 _CHUNK_BYTES = 1 << 16
+_DESCRIPTION = """\
+Fetch the public MultiWOZ 2.2 files (MIT licence): dialogues, acts, schema, databases, goals. What is there
+already is not fetched again; after an interruption the same command continues.
+"""
+_EPILOG = """\
+example:
+  python -m morejax.tasks.multiwoz.download --to data/multiwoz22
+  python -m morejax.experiments.multiwoz --preset cpu --data-dir data/multiwoz22 --out runs/mwz
+"""
 _TEMPORARY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 logger = logging.getLogger(__name__)
@@ -252,7 +261,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m morejax.tasks.multiwoz.download",
-        description="Fetch the public MultiWOZ 2.2 files (MIT licence). Run it again to continue.",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--to", metavar="DIR", required=True, help="folder to write; later the value of --data-dir")
     parser.add_argument(

@@ -61,6 +61,10 @@ class MultiwozTask:
         self.tokenizer = serialiser.tokenizer
         self.track = serialiser.config.track
 
+    def with_context(self, context: StreamContext) -> MultiwozTask:
+        """The same task with something else for streams to look at."""
+        return MultiwozTask(self.corpus, self.serialiser, self.streams, context)
+
     @property
     def eos_id(self) -> int:
         """Token that ends a reply."""

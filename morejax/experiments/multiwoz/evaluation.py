@@ -1,0 +1,72 @@
+"""The stage `evaluate`: every model of the run answers every split and is given the standard scores."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from morejax.experiments.multiwoz.decoding import Predictions
+from morejax.experiments.multiwoz.parts import Parts
+from morejax.experiments.multiwoz.results import write_results
+from morejax.models.split import Params
+
+
+@dataclass(frozen=True)
+class System:
+    """A model to score."""
+
+    params: Params
+    reasoned: bool = False
+    """Does it write acts before it answers?"""
+
+
+def evaluate(parts: Parts) -> dict[str, Any]:
+    """Predict and score every system on every split; write predictions, results and sample dialogues.
+
+    What an earlier evaluation of the same run has found on other splits is kept.
+    """
+    predictions: dict[str, dict[str, Predictions]] = {}
+    scores: list[dict[str, Any]] = []
+    for name, system in _systems(parts).items():
+        predictions[name] = predict_splits(parts, name, system, parts.eval_splits)
+        for part, made in predictions[name].items():
+            row = {"system": name, "split": part} | parts.task.score(made, part)
+            print(_line(row), file=sys.stderr)
+            scores.append(row)
+    results = write_results(parts, scores, predictions)
+    return {"splits": list(dict.fromkeys(row["split"] for row in results["scores"]))}
+
+
+def _systems(parts: Parts) -> dict[str, System]:
+    """The models that the run has; the one it is about stands last."""
+    systems = {"supervised": System(parts.load("supervised"))}
+    if parts.run.stage_record("scaffold") is not None:
+        systems["scaffold"] = System(parts.load("scaffold"), reasoned=True)
+    if parts.config.method == "supervised":
+        systems["supervised"] = systems.pop("supervised")
+    elif parts.run.stage_record("ppo") is not None:
+        systems["ppo"] = System(parts.load_actor())
+    return systems
+
+
+def predict_splits(parts: Parts, name: str, system: System, splits: Sequence[str]) -> dict[str, Predictions]:
+    """Predictions of a system for each split; a split that lies in a larger one is not answered twice."""
+    ids = {part: [dialogue.id for dialogue in parts.corpus.dialogues(part)] for part in splits}
+    made: dict[str, Predictions] = {}
+    for part in sorted(splits, key=lambda part: -len(ids[part])):
+        whole = next((larger for larger in made if made[larger].keys() >= set(ids[part])), None)
+        if whole is None:
+            label = f"{name} answers {part}"
+            made[part] = parts.decoding.predict(system.params, part, reasoned=system.reasoned, label=label)
+        else:
+            made[part] = {key: made[whole][key] for key in ids[part]}
+    return {part: made[part] for part in splits}
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['system']:>10} on {row['split']:<8} inform {row['inform']:5.1f}  success {row['success']:5.1f}  "
+        f"bleu {row['bleu']:5.2f}  combined {row['combined']:6.2f}"
+    )

@@ -1,0 +1,218 @@
+"""What the stages of a run share: corpus, folder, devices, tokenizer, and the structure of the models."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from morejax import config as configs
+from morejax.experiments.multiwoz.config import FIRST_READ, MultiwozConfig
+from morejax.experiments.multiwoz.decoding import Decoding
+from morejax.models import ActorCritic
+from morejax.models.decoder import DecoderConfig
+from morejax.models.split import Params
+from morejax.sharding import make_mesh, rollout_sharding
+from morejax.tasks.multiwoz import tokenizer as vocabulary
+from morejax.tasks.multiwoz.dataset import load_corpus
+from morejax.tasks.multiwoz.embedded import embedded_root
+from morejax.tasks.multiwoz.examples import Serialiser
+from morejax.tasks.multiwoz.records import Corpus
+from morejax.tasks.multiwoz.task import MultiwozTask
+from morejax.tasks.streams import StreamContext, get_stream
+from morejax.training.checkpoint import load_params
+from morejax.training.initialise import initial_params, structure
+from morejax.training.interrupt import StopRequest
+from morejax.training.run import Run, RunError
+
+
+class Parts:
+    """A run's parts, each made when a stage first asks for it. Making the object reads the corpus and opens the folder.
+
+    Args:
+        config: resolved configuration.
+        stop: flag of the signal handler.
+
+    Raises:
+        ValueError: a flag, a name or the folder is not what it has to be; nothing has been written then.
+    """
+
+    def __init__(self, config: MultiwozConfig, stop: StopRequest):
+        self.config, self.stop = config, stop
+        self.mesh = _mesh(config.devices)
+        self.corpus = load_corpus(config.data_dir if config.data_dir is not None else embedded_root())
+        self.fit, self.select = _splits(config, self.corpus)
+        self._check_names()
+        self._check_corpus()
+        settings = dataclasses.asdict(config)
+        self.run = Run(config.run_dir, settings, resume=config.continues, first_read=FIRST_READ)
+        self.dir = self.run.directory
+        self.run.describe(
+            corpus=self.corpus.name,
+            corpus_dialogues=self._sizes,
+            corpus_root=self.corpus.root.name,
+            corpus_skipped=self.corpus.skipped,
+            splits={"fit": self.fit, "select": self.select, "ppo": self.ppo_split},
+        )
+
+    def _check_names(self) -> None:
+        """Find out now, not after hours, what a later stage would not accept.
+
+        Raises:
+            ValueError: an unknown split or stream, or a number for a stream that the step does not have.
+        """
+        for splits in (self.ppo_split, *self.config.eval_splits):
+            self.corpus.dialogues(splits)
+        step, numbers = self.config.step, self.config.numbers
+        for name in self._reward_streams:
+            get_stream(name)
+        thresholds = dict.fromkeys(step.constraints, 0.0) | dict(numbers.thresholds)
+        configs.hyper(step, replace(numbers, thresholds=thresholds))
+
+    @property
+    def _reward_streams(self) -> tuple[str, ...]:
+        return self.config.step.objectives + self.config.step.constraints
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {name: len(dialogues) for name, dialogues in sorted(self.corpus.splits.items())}
+
+    def _check_corpus(self) -> None:
+        """A run goes on with the corpus that it began with, wherever that lies now.
+
+        Raises:
+            RunError: this is another one.
+        """
+        path = self.config.run_dir / "config.json"
+        if not (self.config.continues and path.is_file()):
+            return
+        before = json.loads(path.read_text())
+        sizes = before.get("corpus_dialogues", {})
+        # A split may have come since (test dialogues that were held back); those that were there must be the same.
+        kept = {name: self._sizes.get(name) for name in sizes}
+        for name, then, now in (
+            ("corpus", before.get("corpus", self.corpus.name), self.corpus.name),
+            ("corpus_dialogues", sizes, kept),
+        ):
+            if then != now:
+                raise RunError(
+                    f"--resume: {path.parent} was run on another corpus ({name} {then!r} then, {now!r} now): "
+                    "give the --data-dir it was run with"
+                )
+
+    @property
+    def ppo_split(self) -> str:
+        """Dialogues that PPO samples from."""
+        if self.config.ppo.split:
+            return self.config.ppo.split
+        # Where the corpus singles out exactly annotated dialogues, rewards are taken on those.
+        return "gold_fit" if "gold_fit" in self.fit.split("+") else self.fit
+
+    @property
+    def eval_splits(self) -> tuple[str, ...]:
+        """Splits to score at the end."""
+        named = dict.fromkeys((self.select, "dev", "test"))
+        return self.config.eval_splits or tuple(name for name in named if self.corpus.splits.get(name))
+
+    @cached_property
+    def task(self) -> MultiwozTask:
+        """Corpus and tokenizer; the tokenizer is trained once and kept in the run."""
+        folder = self.dir / "tokenizer"
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = vocabulary.load_tokenizer(folder)
+        else:
+            turns = [turn for dialogue in self.corpus.dialogues(self.fit) for turn in dialogue.turns]
+            texts = (text for turn in turns for text in (turn.user, turn.delex))
+            tokenizer = vocabulary.train_tokenizer(texts, self.config.vocab_size)
+            vocabulary.save_tokenizer(tokenizer, folder)
+        serialiser = Serialiser(tokenizer, self.config.context)
+        context = StreamContext(self.corpus.database, None, vocabulary.placeholder_ids(tokenizer))
+        return MultiwozTask(self.corpus, serialiser, self._reward_streams, context)
+
+    # Models
+
+    @cached_property
+    def model_config(self) -> DecoderConfig:
+        """The decoder's configuration with the tokenizer's vocabulary."""
+        return replace(self.config.model, vocab_size=len(self.task.tokenizer))
+
+    def build_language_model(self) -> nnx.Module:
+        """Supervised model and scaffold: a decoder without a critic."""
+        return ActorCritic(self.model_config, rngs=nnx.Rngs(self.config.seed))
+
+    def build_policy(self) -> nnx.Module:
+        """What PPO trains: the same decoder with a critic of one value for each stream."""
+        critic, streams = self.config.critic, len(self.config.step.streams)
+        return ActorCritic(self.model_config, critic=critic, streams=streams, rngs=nnx.Rngs(self.config.seed))
+
+    @cached_property
+    def language_model(self) -> tuple[nnx.GraphDef, Params]:
+        """Graph and abstract parameters of the model without a critic."""
+        return structure(self.build_language_model)
+
+    def fresh(self) -> Params:
+        """First parameters of the supervised stage."""
+        return self.on_devices(initial_params(self.build_language_model))
+
+    def load(self, stage: str, like: Params | None = None) -> Params:
+        """Final parameters of a stage, on every device.
+
+        Args:
+            stage: whose.
+            like: their structure; by default that of the model without a critic.
+
+        Raises:
+            FileNotFoundError: the stage has not been run in this folder.
+        """
+        like = self.language_model[1] if like is None else like
+        return load_params(self.dir / "checkpoints" / f"{stage}-final", like, self._replicated)[0]
+
+    def load_actor(self) -> Params:
+        """The final policy without its critic."""
+        params = self.load("ppo", structure(self.build_policy)[1])
+        return {name: part for name, part in params.items() if name != "value"}
+
+    @cached_property
+    def decoding(self) -> Decoding:
+        """Replies of models without a critic."""
+        return Decoding(self.language_model[0], self.task, self.config.context, self.stop)
+
+    # Devices
+
+    @property
+    def _replicated(self) -> jax.sharding.Sharding:
+        if self.mesh is None:
+            return SingleDeviceSharding(jax.devices()[0])
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def on_devices(self, tree: Any) -> Any:
+        """A copy of the tree on every device."""
+        return jax.device_put(tree, self._replicated)
+
+    def place(self, tree: Any) -> Any:
+        """Rows of a batch, cut over the devices."""
+        return tree if self.mesh is None else jax.device_put(tree, rollout_sharding(self.mesh))
+
+
+def _mesh(devices: int) -> jax.sharding.Mesh | None:
+    found = jax.devices()
+    count = devices or len(found)
+    if count > len(found):
+        raise ValueError(f"--devices {devices}: only {len(found)} {found[0].platform} device(s) found")
+    return None if count == 1 else make_mesh(data=count, devices=found[:count])
+
+
+def _splits(config: MultiwozConfig, corpus: Corpus) -> tuple[str, str]:
+    """Splits to learn from and to choose on; asking the corpus for them checks their names."""
+    named = "gold_fit" in corpus.splits and "select" in corpus.splits
+    fit = config.fit or ("train+gold_fit" if named else "train")
+    select = config.select or ("select" if named else "dev")
+    for splits in (fit, select):
+        corpus.dialogues(splits)
+    return fit, select

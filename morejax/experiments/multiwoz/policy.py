@@ -1,0 +1,89 @@
+"""The stage `ppo`: constrained PPO from the supervised policy, anchored to the scaffold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from morejax.config import StepConfig, StepNumbers
+from morejax.experiments.multiwoz import naturalness, thresholds
+from morejax.experiments.multiwoz.parts import Parts
+from morejax.models.split import Params, merge
+from morejax.state import TrainState, init_state
+from morejax.tasks.multiwoz.task import MultiwozTask, TurnPrompts
+from morejax.training import ppo as loop
+from morejax.training.initialise import initial_params, structure
+from morejax.training.rollouts import Frozen, static_shapes
+
+
+def ppo(parts: Parts) -> dict[str, Any]:
+    """Train the policy; returns its best evaluation and what became of the constraints."""
+    config = parts.config
+    supervised, scaffold = parts.load("supervised"), parts.load("scaffold")
+    head_graphdef, head = naturalness.load_head(parts)
+    task = parts.task.with_context(replace(parts.task.context, fluency_range=naturalness.fluency_range(parts)))
+    measured = thresholds.reference_scores(parts, task, supervised, scaffold, head_graphdef, head)
+    numbers = thresholds.fill_numbers(config.step, config.numbers, measured, config.threshold_margin)
+    parts.run.describe(thresholds=dict(numbers.thresholds), targets=dict(numbers.targets))
+    prompts = _prompts(parts, task, supervised)
+    reference = scaffold if config.ppo.ref_context == "reasoned" else supervised
+    # Evaluations between iterations are not left in the middle: the loop saves first.
+    with parts.decoding.uninterrupted():
+        progress = loop.fit(
+            task,
+            _initial_state(parts, supervised, numbers),
+            Frozen(parts.language_model[0], reference, supervised, head_graphdef, head),
+            prompts,
+            config.step,
+            config.ppo,
+            static_shapes(prompts, config.ppo.turns, config.context.max_reply),
+            run_dir=parts.dir,
+            seed=config.seed,
+            stop=parts.stop,
+            evaluate=lambda params: _quick_scores(parts, params),
+            mesh=parts.mesh,
+        )
+    return {"best": progress["best"], "constraints": _constraint_table(config.step, progress)}
+
+
+def _initial_state(parts: Parts, supervised: Params, numbers: StepNumbers) -> TrainState:
+    """The supervised policy with a fresh critic."""
+    graphdef, abstract = structure(parts.build_policy)
+    # A copy: the state is donated, the frozen models stay.
+    params = initial_params(parts.build_policy, abstract.keys() - supervised.keys())
+    params |= jax.tree.map(jnp.copy, supervised)
+    return init_state(merge(graphdef, params), parts.config.step, numbers, seed=parts.config.seed)
+
+
+def _prompts(parts: Parts, task: MultiwozTask, supervised: Params) -> list[list[TurnPrompts]]:
+    """Prompts of all dialogues to sample from; end to end, their states are the supervised model's."""
+    dialogues = parts.corpus.dialogues(parts.ppo_split)
+    if parts.config.track == "policy":
+        return [task.prompts(dialogue) for dialogue in dialogues]
+    contexts = [context for dialogue in dialogues for context in task.corpus_history(dialogue)]
+    states = iter(task.track_states(contexts, parts.decoding.write_states(supervised)))
+    return [task.prompts(dialogue, [next(states) for _ in dialogue.turns]) for dialogue in dialogues]
+
+
+def _quick_scores(parts: Parts, params: Params) -> dict[str, float]:
+    """Greedy Inform, Success, BLEU and Combined on (a part of) the selection split."""
+    actor = {name: part for name, part in params.items() if name != "value"}
+    predictions = parts.decoding.predict(actor, parts.select, limit=parts.config.ppo.eval_dialogues)
+    scores = parts.task.score(predictions, parts.select)
+    return {name: scores[name] for name in ("inform", "success", "bleu", "combined")}
+
+
+def _constraint_table(step: StepConfig, progress: dict[str, Any]) -> dict[str, dict[str, float]]:
+    first, last = progress["first"], progress["last"]
+    return {
+        name: {
+            "threshold": last[f"constraint/{name}/threshold"],
+            "first": first[f"J/{name}"],
+            "last": last[f"constraint/{name}/score_ema"],
+            "multiplier": last[f"multiplier/{name}"],
+        }
+        for name in step.constraints
+    }

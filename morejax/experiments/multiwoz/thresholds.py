@@ -1,0 +1,100 @@
+"""Thresholds and targets that were not given, from what people and the scaffold reach on the selection split."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import jax
+import numpy as np
+from flax import nnx
+
+from morejax.config import StepConfig, StepNumbers
+from morejax.experiments.multiwoz.naturalness import features
+from morejax.experiments.multiwoz.parts import Parts
+from morejax.models.split import Params, merge
+from morejax.tasks.multiwoz.examples import Ids
+from morejax.tasks.multiwoz.task import MultiwozTask, TurnPrompts
+from morejax.training.run import write_json
+
+logger = logging.getLogger("morejax")
+
+Scores = Mapping[str, Mapping[str, float]]
+"""human | scaffold -> stream -> J; dialogues -> count."""
+
+
+def reference_scores(
+    parts: Parts, task: MultiwozTask, supervised: Params, scaffold: Params, head_graphdef: nnx.GraphDef, head: Params
+) -> Scores:
+    """J of every stream on the selection split for corpus replies and for the scaffold's greedy ones.
+
+    Measured once and kept in the run as reference_scores.json, unless the streams have changed since.
+    """
+    path = parts.dir / "reference_scores.json"
+    if path.is_file():
+        scores = json.loads(path.read_text())
+        if set(scores["human"]) == set(task.streams):
+            return scores
+    dialogues = parts.corpus.dialogues(parts.select)
+    prompts = [prompt for dialogue in dialogues for prompt in task.prompts(dialogue)]
+    answer = parts.decoding.reason_and_answer(scaffold, "scaffold sets the thresholds")
+    replies = {
+        "human": [prompt.reference for prompt in prompts],
+        "scaffold": answer([prompt.direct for prompt in prompts]),
+    }
+    model = merge(head_graphdef, head)
+    scores = {who: _means(parts, task, supervised, model, prompts, said) for who, said in replies.items()}
+    scores["dialogues"] = {"count": float(len(dialogues))}
+    write_json(path, scores)
+    return scores
+
+
+def _means(
+    parts: Parts,
+    task: MultiwozTask,
+    supervised: Params,
+    head: nnx.Module,
+    prompts: Sequence[TurnPrompts],
+    replies: Sequence[Ids],
+) -> dict[str, float]:
+    """J of every stream for these replies."""
+    logp, found = features(parts, supervised, [prompt.direct for prompt in prompts], replies)
+    natural = jax.nn.sigmoid(head(found))
+    streams = task.rewards(task.sampled(prompts, replies, logp, np.asarray(natural)), parts.config.context.max_reply)
+    weights = streams.weights * streams.applies
+    means = (weights * streams.scores).sum(0) / np.maximum(weights.sum(0), 1e-9)
+    return {name: float(mean) for name, mean in zip(task.streams, means, strict=True)}
+
+
+def fill_numbers(step: StepConfig, numbers: StepNumbers, measured: Scores, margin: float) -> StepNumbers:
+    """The step's numbers with thresholds and targets that were not given taken from measurements.
+
+    Args:
+        step: structure of the step.
+        numbers: as configured.
+        measured: from `reference_scores`.
+        margin: how far below the scaffold's J a threshold lies.
+    """
+    scaffold, human = measured["scaffold"], measured["human"]
+    thresholds = {name: scaffold[name] - margin for name in step.constraints} | dict(numbers.thresholds)
+    for name in step.constraints:
+        _warn_out_of_reach(name, thresholds[name], scaffold[name], measured["dialogues"]["count"])
+    # Human replies are the target where they can be scored; likeness to them is 1 by definition.
+    targets = {name: 1.0 if name == "likeness" else human[name] for name in step.objectives}
+    return replace(numbers, thresholds=thresholds, targets=targets | dict(numbers.targets))
+
+
+def _warn_out_of_reach(name: str, threshold: float, scaffold: float, dialogues: float) -> None:
+    """Say so where the scaffold stays more than two standard errors below a threshold."""
+    error = math.sqrt(max(scaffold * (1 - scaffold), 0.0) / dialogues)
+    if threshold > scaffold + 2 * error:
+        logger.warning(
+            "threshold %s >= %.3f lies %.3f above what the scaffold reaches (%.3f): it may be out of reach",
+            name,
+            threshold,
+            threshold - scaffold,
+            scaffold,
+        )

@@ -1,0 +1,217 @@
+"""Rollouts for PPO: replies sampled to whole dialogues, their rewards, and what the frozen models say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from morejax.config import StepConfig
+from morejax.models.split import Params, merge
+from morejax.rollout import Rollout, Sample, SamplerConfig, compile_sampler, token_logp
+from morejax.state import TrainState
+from morejax.training.batching import left_pad
+from morejax.training.reward_heads import judge, pack
+
+if TYPE_CHECKING:
+    from morejax.tasks.multiwoz.task import MultiwozTask, TurnPrompts
+    from morejax.training.ppo import PPOConfig
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Models that PPO reads and never changes."""
+
+    graphdef: nnx.GraphDef
+    """Structure of reference and language model (no critic)."""
+    reference: Params
+    """The scaffold, or the supervised model (`ref_context`)."""
+    language_model: Params
+    """The supervised model: fluency, and the trunk of the naturalness head."""
+    head_graphdef: nnx.GraphDef
+    head: Params
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Static sizes of a rollout: rows, context, reasoned context, reply."""
+
+    turns: int
+    context: int
+    reasoned: int
+    reply: int
+
+
+def static_shapes(prompts: Sequence[Sequence[TurnPrompts]], turns: int, reply: int, multiple: int = 16) -> Shapes:
+    """The smallest static sizes, in multiples of 16, that hold every prompt."""
+
+    def longest(which: str) -> int:
+        size = max(len(getattr(prompt, which)) for dialogue in prompts for prompt in dialogue)
+        return -(-size // multiple) * multiple
+
+    return Shapes(turns, longest("direct"), longest("reasoned"), reply)
+
+
+def compile_assess(graphdef: nnx.GraphDef, frozen: Frozen, step: StepConfig, shapes: Shapes):
+    """A jitted (params, values, reference, language model, head, tokens, mask, ref tokens, ref mask) -> dict of arrays.
+
+    values f32[S, T, H], computed here unless the sampler gave them, None without a critic; logp_ref f32[S, T];
+    ref_logps f32[S, T, V] when the KL is exact; lm_logp, natural f32[S].
+    """
+
+    def assess(params, values, reference, language_model, head, tokens, mask, ref_tokens, ref_mask):
+        if values is None and "value" in params:
+            model = merge(graphdef, params)
+            values = model.values(tokens, mask, model.hidden(tokens, mask))[:, shapes.context - 1 : -1]
+        ref = merge(frozen.graphdef, reference)
+        ref_hidden = ref.hidden(ref_tokens, ref_mask)[:, shapes.reasoned - 1 : -1]
+        ref_logps = jax.nn.log_softmax(ref.logits(ref_hidden), axis=-1)
+        lm_logp, natural = judge(
+            frozen.graphdef, frozen.head_graphdef, language_model, head, tokens, mask, shapes.context
+        )
+        out = {
+            "values": values,
+            "logp_ref": token_logp(ref_logps, tokens[:, shapes.context :]),
+            "lm_logp": lm_logp,
+            "natural": natural,
+        }
+        return out | ({"ref_logps": ref_logps} if step.kl == "full" else {})
+
+    return jax.jit(assess)
+
+
+def plan(sizes: Sequence[int], turns: int, seed: int) -> Iterator[list[int]]:
+    """Endless batches of dialogue numbers with at most `turns` turns each; every epoch in a new random order.
+
+    A pure function of its arguments: skipping n batches resumes after n iterations.
+
+    Raises:
+        ValueError: a dialogue alone has more turns than a batch holds.
+    """
+    if max(sizes) > turns:
+        raise ValueError(f"--ppo.turns {turns} does not hold the longest dialogue ({max(sizes)} turns)")
+    epoch, batch, filled = 0, [], 0
+    while True:
+        for number in np.random.default_rng([seed, epoch]).permutation(len(sizes)):
+            if filled + sizes[number] > turns:
+                yield batch
+                batch, filled = [], 0
+            batch.append(int(number))
+            filled += sizes[number]
+        epoch += 1
+
+
+def build_rollout(
+    task: MultiwozTask,
+    prompts: Sequence[TurnPrompts],
+    sample: Sample,
+    tokens: np.ndarray,
+    mask: np.ndarray,
+    context_mask: np.ndarray,
+    assessed: dict[str, Any],
+    step: StepConfig,
+    shapes: Shapes,
+) -> tuple[Rollout, int]:
+    """Score the sampled replies on the host and put everything into one `Rollout`; rows beyond the prompts are empty.
+
+    Returns:
+        The rollout and the number of reply tokens in it.
+    """
+    rows = len(prompts)
+    drawn, valid = np.asarray(sample.tokens)[:rows], np.asarray(sample.mask)[:rows]
+    replies = [tuple(int(t) for t in ids[ok]) for ids, ok in zip(drawn, valid, strict=True)]
+    batch = task.sampled(
+        prompts, replies, np.asarray(assessed["lm_logp"])[:rows], np.asarray(assessed["natural"])[:rows]
+    )
+    streams = task.rewards(batch, shapes.reply)
+    room = shapes.turns - rows
+
+    def padded(array):
+        return np.pad(array, [(0, room)] + [(0, 0)] * (array.ndim - 1))
+
+    resp_mask = np.asarray(sample.mask) & (np.arange(shapes.turns) < rows)[:, None]
+    split = len(step.objectives)
+    rewards = padded(streams.rewards)
+    from_host = {
+        "tokens": tokens,
+        "context_mask": context_mask,
+        "resp_mask": resp_mask,
+        "objectives": rewards[..., :split],
+        "constraints": rewards[..., split:],
+        "applies": padded(streams.applies),
+        "scores": padded(streams.scores),
+        "score_weights": padded(streams.weights),
+    }
+    rollout = Rollout(
+        **jax.device_put(from_host),
+        logp_old=sample.logp,
+        values_old=assessed["values"],
+        logp_ref=assessed["logp_ref"],
+        ref_logps=assessed.get("ref_logps"),
+    )
+    return rollout, int(resp_mask.sum())
+
+
+class Sampler:
+    """Prompts to rollouts, with everything that is compiled once.
+
+    Args:
+        task: streams and tokens.
+        state: whose structure of the policy is sampled from.
+        frozen: what rollouts are judged by.
+        step: structure of the step that will read the rollouts.
+        shapes: static sizes.
+        ppo: temperature, and which context the reference reads.
+        place: puts host arrays on the devices.
+    """
+
+    def __init__(
+        self,
+        task: MultiwozTask,
+        state: TrainState,
+        frozen: Frozen,
+        step: StepConfig,
+        shapes: Shapes,
+        ppo: PPOConfig,
+        place: Callable[[Any], Any],
+    ):
+        self.reasoned = ppo.ref_context == "reasoned"
+        if not self.reasoned:
+            # The reference then reads the policy's own context.
+            shapes = replace(shapes, reasoned=shapes.context)
+        self.task, self.frozen, self.step, self.shapes, self.place = task, frozen, step, shapes, place
+        settings = SamplerConfig(
+            max_new_tokens=shapes.reply,
+            temperature=ppo.temperature,
+            eos_id=task.eos_id,
+            pad_id=task.pad_id,
+            values="value" in state.params and "trunk" not in state.params["value"],
+        )
+        self._sample = compile_sampler(state.graphdef, settings)
+        self._assess = compile_assess(state.graphdef, frozen, step, shapes)
+
+    def __call__(self, params: Params, prompts: Sequence[TurnPrompts], key: jax.Array) -> tuple[Rollout, int]:
+        """One rollout of the policy on these prompts."""
+        shapes, pad = self.shapes, self.task.pad_id
+        direct = [prompt.direct for prompt in prompts]
+        direct += [direct[0]] * (shapes.turns - len(prompts))
+        context, context_mask = left_pad(direct, shapes.context, pad)
+        sample = self._sample(params, *self.place((context, context_mask)), key)
+        drawn, valid = np.asarray(sample.tokens), np.asarray(sample.mask)
+        tokens = np.concatenate([context, drawn], axis=1)
+        mask = np.concatenate([context_mask, valid], axis=1)
+        replies = [tuple(ids[ok]) for ids, ok in zip(drawn, valid, strict=True)]
+        if self.reasoned:
+            sources = [prompt.reasoned for prompt in prompts]
+            sources += [sources[0]] * (shapes.turns - len(prompts))
+            ref_tokens, ref_mask = pack(sources, replies, shapes.reasoned, shapes.reply, pad, shapes.turns)
+        else:
+            ref_tokens, ref_mask = tokens, mask
+        frozen = self.frozen
+        placed = self.place((tokens, mask, ref_tokens, ref_mask))
+        assessed = self._assess(params, sample.values, frozen.reference, frozen.language_model, frozen.head, *placed)
+        return build_rollout(self.task, prompts, sample, tokens, mask, context_mask, assessed, self.step, shapes)
