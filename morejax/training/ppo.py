@@ -38,6 +38,9 @@ class PPOConfig:
     """Rollouts, each followed by one train step."""
     turns: int = 256
     """S: rows of a rollout, filled with the turns of whole dialogues."""
+    samples: int = 1
+    """Replies sampled to every turn: whole dialogues are sampled as often. Those to one turn are a group, which
+    `--step.baseline` group_mean and leave_one_out need."""
     temperature: float = 1.0
     """Of sampling; the policy trains on the tempered distribution it samples from only at 1."""
     ref_context: Literal["reasoned", "direct"] = "reasoned"
@@ -54,6 +57,8 @@ class PPOConfig:
     """Final policy: best Combined of the evaluations on `--select`, or the last."""
 
     def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"--ppo.samples must be at least 1, not {self.samples}")
         if self.temperature != 1.0:
             raise ValueError(
                 f"--ppo.temperature must be 1, not {self.temperature}: the step takes the sampler's log-probabilities "
@@ -115,7 +120,7 @@ def fit(
         progress = meta["progress"]
     sampler = Sampler(task, state, frozen, step, shapes, ppo, place)
     train = compile_step(step, mesh=mesh, state=state if mesh is not None else None)
-    batches = plan([len(turns) for turns in prompts], shapes.turns, seed)
+    batches = plan([len(turns) * ppo.samples for turns in prompts], shapes.turns, seed)
     for _ in range(start):
         next(batches)
     final = run_dir / "checkpoints" / "ppo-final"
@@ -129,7 +134,7 @@ def fit(
             progress["best"] = _evaluate(evaluate, state.params, 0, writer, final, None, ppo)
         for iteration in range(start + 1, ppo.iterations + 1):
             log.begin(iteration)
-            rows = [prompt for number in next(batches) for prompt in prompts[number]]
+            rows = [prompt for number in next(batches) for _ in range(ppo.samples) for prompt in prompts[number]]
             key, sample_key = jax.random.split(state.key)
             try:
                 rollout, count = sampler(state.params, rows, sample_key)

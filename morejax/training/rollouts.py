@@ -93,7 +93,9 @@ def plan(sizes: Sequence[int], turns: int, seed: int) -> Iterator[list[int]]:
         ValueError: a dialogue alone has more turns than a batch holds.
     """
     if max(sizes) > turns:
-        raise ValueError(f"--ppo.turns {turns} does not hold the longest dialogue ({max(sizes)} turns)")
+        raise ValueError(
+            f"--ppo.turns {turns} does not hold the longest dialogue ({max(sizes)} turns, --ppo.samples counted)"
+        )
     epoch, batch, filled = 0, [], 0
     while True:
         for number in np.random.default_rng([seed, epoch]).permutation(len(sizes)):
@@ -103,6 +105,22 @@ def plan(sizes: Sequence[int], turns: int, seed: int) -> Iterator[list[int]]:
             batch.append(int(number))
             filled += sizes[number]
         epoch += 1
+
+
+def positions(prompts: Sequence[TurnPrompts], rows: int) -> dict[str, np.ndarray]:
+    """Where the rows of a rollout stand: `group`, `dialogue` and `turn`, each i32[rows].
+
+    Samples of one turn share a group, numbered by its first row; samples of a dialogue are dialogues of their own.
+    Empty rows beyond the prompts are alone in everything.
+    """
+    group, dialogue, turn = np.arange(rows), np.arange(rows) + rows, np.zeros(rows, int)
+    first: dict[tuple[str, int], int] = {}
+    began = 0
+    for row, prompt in enumerate(prompts):
+        began = row if prompt.turn == 0 else began
+        group[row] = first.setdefault((prompt.dialogue.id, prompt.turn), row)
+        dialogue[row], turn[row] = began, prompt.turn
+    return {"group": group.astype(np.int32), "dialogue": dialogue.astype(np.int32), "turn": turn.astype(np.int32)}
 
 
 def build_rollout(
@@ -115,6 +133,7 @@ def build_rollout(
     assessed: dict[str, Any],
     step: StepConfig,
     shapes: Shapes,
+    over_turns: bool = False,
 ) -> tuple[Rollout, int]:
     """Score the sampled replies on the host and put everything into one `Rollout`; rows beyond the prompts are empty.
 
@@ -146,6 +165,11 @@ def build_rollout(
         "scores": padded(streams.scores),
         "score_weights": padded(streams.weights),
     }
+    needed = ("group",) if step.baseline != "critic" or step.multipliers == "hinge" else ()
+    needed += ("dialogue", "turn") if over_turns else ()
+    if needed:
+        where = positions(prompts, shapes.turns)
+        from_host |= {name: where[name] for name in needed}
     rollout = Rollout(
         **jax.device_put(from_host),
         logp_old=sample.logp,
@@ -191,6 +215,8 @@ class Sampler:
             pad_id=task.pad_id,
             values="value" in state.params and "trunk" not in state.params["value"],
         )
+        # Read once: whether later turns count decides what a rollout holds, and so what is compiled.
+        self._over_turns = bool((np.asarray(state.hyper.gamma_turn) > 0).any())
         self._sample = compile_sampler(state.graphdef, settings)
         self._assess = compile_assess(state.graphdef, frozen, step, shapes)
 
@@ -214,4 +240,6 @@ class Sampler:
         frozen = self.frozen
         placed = self.place((tokens, mask, ref_tokens, ref_mask))
         assessed = self._assess(params, sample.values, frozen.reference, frozen.language_model, frozen.head, *placed)
-        return build_rollout(self.task, prompts, sample, tokens, mask, context_mask, assessed, self.step, shapes)
+        return build_rollout(
+            self.task, prompts, sample, tokens, mask, context_mask, assessed, self.step, shapes, self._over_turns
+        )

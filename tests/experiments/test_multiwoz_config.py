@@ -76,11 +76,26 @@ def test_split_is_short_for_eval_splits_and_goes_on_where_a_run_is(tmp_path):
 
 
 def test_thresholds_given_stand_beside_the_presets():
-    ours = preset("demo").numbers.thresholds
-    assert parse([]).numbers.thresholds == ours
-    given = parse(["--numbers.thresholds", "success", "0.5", "slots", "0.7"]).numbers.thresholds
+    cpu = ["--preset", "cpu"]
+    ours = preset("cpu").numbers.thresholds
+    assert parse(cpu).numbers.thresholds == ours
+    given = parse([*cpu, "--numbers.thresholds", "success", "0.5", "slots", "0.7"]).numbers.thresholds
     assert given == {"inform": ours["inform"], "success": 0.5, "slots": 0.7}
-    assert parse(["--step.constraints", "slots"]).numbers.thresholds == {}
+    assert parse([*cpu, "--step.constraints", "slots"]).numbers.thresholds == {}
+    # The demo's come from what its scaffold reaches.
+    assert parse([]).numbers.thresholds == {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--step.baseline", "group_mean"], "--ppo.samples must be at least 2, not 1"),
+        (["--step.baseline", "group_mean", "--ppo.samples", "2"], "--critic.kind none, not --critic.kind shared"),
+        (["--critic.kind", "none"], "--step.baseline critic needs a critic, not --critic.kind none"),
+    ],
+)
+def test_group_baselines_need_samples_and_no_critic(flags, message, capsys):
+    assert message in " ".join(refused(flags, capsys).replace("│", " ").split())
 
 
 def test_methods_decide_multipliers_weights_and_clip():

@@ -76,6 +76,10 @@ VARIANTS = {
     "mixed": ("--method", "mixed", *SHORT),
     "unconstrained": ("--method", "unconstrained", "--ppo.ref-context", "direct", *SHORT),
     "supervised": ("--method", "supervised", *SHORT),
+    "gdpo": (
+        *("--method", "fixed", "--step.baseline", "group_mean", "--step.adv-norm", "group", "--critic.kind", "none"),
+        *("--ppo.samples", "2", "--ppo.turns", "64", "--numbers.gamma-turn", "0.5", *SHORT),
+    ),
     "ppo diverges": ("--numbers.learning-rate", "1e30", "--numbers.warmup-steps", "0", "--ppo.eval-every", "0"),
 }
 TWO_DEVICES = ("--method", "fixed", "--devices", "2", "--ppo.iterations", "1", "--stages", "ppo")
@@ -358,6 +362,17 @@ def test_the_other_methods_run_and_results_say_so(variants, method):
     assert results["system"] == ("supervised" if method == "supervised" else "ppo")
     assert {row["split"] for row in results["scores"]} == {"test"}
     assert (root / method / "report.html").is_file()
+
+
+def test_groups_of_samples_need_no_critic(variants):
+    """Two samples of every dialogue, standardised in their group, later turns' rewards counted: GDPO from the flags."""
+    root, statuses, said = variants
+    assert statuses["gdpo"] == 0, said
+    metrics = lines(root / "gdpo", "ppo")[-2]
+    assert metrics["updates"] > 0
+    assert metrics["grad_norm/likeness"] > 0
+    assert metrics["value_loss"] == 0
+    assert not any(name.startswith("explained_variance") for name in metrics)
 
 
 def test_methods_mix_as_they_say(variants):

@@ -6,6 +6,7 @@ import json
 import signal
 from dataclasses import dataclass, replace
 from itertools import islice
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from morejax.training.checkpoint import Checkpoints, load_params
 from morejax.training.interrupt import Interrupted
 from morejax.training.language_model import NonFinite
 from morejax.training.ppo import LateLog, PPOConfig, check_finite
-from morejax.training.rollouts import Frozen, Sampler, Shapes, build_rollout, plan, static_shapes
+from morejax.training.rollouts import Frozen, Sampler, Shapes, build_rollout, plan, positions, static_shapes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -174,8 +175,22 @@ def test_a_plan_resumes_by_skipping():
 
 
 def test_a_dialogue_too_long_for_a_rollout_is_refused():
-    with pytest.raises(ValueError, match=r"--ppo.turns 8 does not hold the longest dialogue \(9 turns\)"):
+    with pytest.raises(
+        ValueError, match=r"--ppo.turns 8 does not hold the longest dialogue \(9 turns, --ppo.samples counted\)"
+    ):
         next(plan([3, 9], 8, seed=0))
+
+
+def test_positions_group_the_samples_of_a_turn():
+    """Dialogue a (2 turns) sampled twice, b (1 turn) once, and one empty row."""
+    a, b = SimpleNamespace(id="a"), SimpleNamespace(id="b")
+    order = [(a, 0), (a, 1), (a, 0), (a, 1), (b, 0)]
+    found = positions([SimpleNamespace(dialogue=one, turn=turn) for one, turn in order], 6)
+    assert found["group"].tolist() == [0, 1, 0, 1, 4, 5]
+    assert found["turn"].tolist() == [0, 1, 0, 1, 0, 0]
+    dialogue = found["dialogue"].tolist()
+    assert dialogue[0] == dialogue[1] != dialogue[2] == dialogue[3]
+    assert len(set(dialogue)) == 4
 
 
 def test_shapes_are_the_smallest_multiples_of_16_that_hold_all():

@@ -109,6 +109,16 @@ class MultiwozConfig:
                 f"--model.max-length {self.model.max_length} does not hold --context.max-context "
                 f"{self.context.max_context} plus --context.max-reply {self.context.max_reply}"
             )
+        if self.step.baseline != "critic" and self.ppo.samples < 2:
+            raise ValueError(
+                f"--step.baseline {self.step.baseline} compares the samples of one turn: --ppo.samples must be at "
+                f"least 2, not {self.ppo.samples}"
+            )
+        if (self.step.baseline == "critic") == (self.critic.kind == "none"):
+            wanted = "a critic" if self.step.baseline == "critic" else "--critic.kind none"
+            raise ValueError(
+                f"--step.baseline {self.step.baseline} needs {wanted}, not --critic.kind {self.critic.kind}"
+            )
         if self.ppo.turns % self.step.minibatches:
             raise ValueError(
                 f"--ppo.turns {self.ppo.turns} must be a multiple of --step.minibatches {self.step.minibatches}"
