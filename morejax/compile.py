@@ -1,8 +1,8 @@
-"""Compile the step: `jit` on a mesh, or `pmap` over devices, with equal results."""
+"""Compile the step: `jit` on a mesh, `shard_map` over its data axis, or `pmap` over devices, with equal results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from morejax.config import StepConfig
 from morejax.rollout import Rollout
-from morejax.sharding import rollout_sharding, state_shardings
+from morejax.sharding import make_mesh, rollout_sharding, state_shardings
 from morejax.state import TrainState
 from morejax.step import train_step
 
@@ -27,57 +27,99 @@ def compile_step(
     mesh: Mesh | None = None,
     state: TrainState | None = None,
     donate: bool = True,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> Step:
     """`train_step` with the config bound, compiled once for each shape of rollout.
 
+    All backends train alike. `jit` leaves the cut of the work to the compiler and takes any mesh; `shard_map` and
+    `pmap` are data-parallel only and sum over devices where `train_step` says so.
+
     Args:
       config: structure of the step.
-      backend: `jit` (one device, or a mesh) or `pmap` (data-parallel over all local devices).
-      mesh: for `jit`: a `(data, fsdp, tensor)` mesh; the rollout is cut along data and fsdp, parameters by the rules
-        of `morejax.sharding`. None keeps everything on one device.
-      state: needed with a mesh, to derive the state's shardings (an abstract state will do). Before the first step
-        place the real one with `jax.device_put(state, state_shardings(mesh, state))`: one that lies elsewhere is
-        taken, but the second step then compiles again.
+      backend: `jit` (one device, or a mesh), `shard_map` (every device keeps the whole state and its part of the
+        sequences) or `pmap` (the same over the devices of one process, in the older form with a device axis).
+      mesh: a `(data, fsdp, tensor)` mesh. `jit` cuts the rollout along data and fsdp and the parameters by the rules
+        of `morejax.sharding`, None keeps everything on one device. `shard_map` needs fsdp = tensor = 1, None takes
+        all devices.
+      state: needed by `jit` with a mesh, to derive the state's shardings (an abstract state will do). Before the
+        first step place the real one with `jax.device_put(state, state_shardings(mesh, state))`: one that lies
+        elsewhere is taken, but the second step then compiles again.
       donate: give the old state's memory to the new one; the old state is then gone.
+      compiler_options: XLA options of this compilation, for `jit` and `shard_map`.
 
     Returns:
       A function (state, rollout) -> (state, metrics). Under `pmap` the state has a leading device axis (`replicate`)
       and the rollout is cut by the function itself.
 
     Raises:
-      ValueError: unknown backend; a mesh with `pmap`; a mesh without a state.
+      ValueError: an unknown backend; a mesh, options or several processes with `pmap`; `shard_map` on a mesh with
+        fsdp or tensor above 1; `jit` on a mesh without a state.
     """
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend must be {', '.join(_BACKENDS)}, not {backend!r}")
     donated = (0,) if donate else ()
     if backend == "pmap":
-        if mesh is not None:
-            raise ValueError("backend = pmap is data-parallel only: use backend = jit with a mesh for fsdp or tensor")
-        return _pmap_step(config, donated)
-    if backend != "jit":
-        raise ValueError(f"backend must be jit or pmap, not {backend!r}")
+        return _pmap_step(config, mesh, donated, compiler_options)
+    options = None if compiler_options is None else dict(compiler_options)
+
+    def compiled(function: Step, **layout) -> Step:
+        return jax.jit(function, donate_argnums=donated, compiler_options=options, **layout)
+
+    if backend == "shard_map":
+        return _shard_map_step(config, mesh or make_mesh(jax.device_count()), compiled)
     function = partial(_step, config=config)
     if mesh is None:
-        return jax.jit(function, donate_argnums=donated)
+        return compiled(function)
     if state is None:
         raise ValueError("compile_step on a mesh needs the state (or jax.eval_shape of it) to lay it out")
     shardings = state_shardings(mesh, state)
-    return jax.jit(
+    return compiled(
         function,
         in_shardings=(shardings, rollout_sharding(mesh)),
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
-        donate_argnums=donated,
     )
 
 
-def _step(state: TrainState, rollout: Rollout, *, config: StepConfig):
-    return train_step(state, rollout, config)
+_BACKENDS = ("jit", "shard_map", "pmap")
 
 
-def _pmap_step(config: StepConfig, donated: tuple[int, ...]) -> Step:
-    mapped = jax.pmap(
-        lambda state, rollout: train_step(state, rollout, config, axis_name="data"),
-        axis_name="data",
-        donate_argnums=donated,
+def _step(state: TrainState, rollout: Rollout, *, config: StepConfig, axis_name: str | None = None):
+    return train_step(state, rollout, config, axis_name)
+
+
+def _shard_map_step(config: StepConfig, mesh: Mesh, compiled: Callable[..., Step]) -> Step:
+    if mesh.shape["fsdp"] > 1 or mesh.shape["tensor"] > 1:
+        raise ValueError(
+            f"backend = shard_map is data-parallel only, found a mesh with fsdp={mesh.shape['fsdp']} and "
+            f"tensor={mesh.shape['tensor']}: use backend = jit for fsdp or tensor"
+        )
+    whole, cut = PartitionSpec(), PartitionSpec("data")
+    mapped = jax.shard_map(
+        partial(_step, config=config, axis_name="data"),
+        mesh=mesh,
+        in_specs=(whole, cut),
+        out_specs=whole,
+        # Checked, a gradient of replicated parameters would come summed over the devices already; the step sums it
+        # itself, as it must under `pmap`.
+        check_vma=False,
     )
+    replicated = NamedSharding(mesh, whole)
+    return compiled(mapped, in_shardings=(replicated, rollout_sharding(mesh)), out_shardings=replicated)
+
+
+def _pmap_step(
+    config: StepConfig, mesh: Mesh | None, donated: tuple[int, ...], compiler_options: Mapping[str, Any] | None
+) -> Step:
+    if mesh is not None:
+        raise ValueError("backend = pmap is data-parallel only: use backend = jit with a mesh for fsdp or tensor")
+    if compiler_options:
+        raise ValueError("backend = pmap takes no compiler_options: use backend = shard_map, which does the same")
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"backend = pmap drives the devices of one process, found {jax.process_count()} processes: use backend = "
+            "shard_map or jit with a mesh over all devices"
+        )
+    mapped = jax.pmap(partial(_step, config=config, axis_name="data"), axis_name="data", donate_argnums=donated)
 
     def step(state: TrainState, rollout: Rollout):
         new, metrics = mapped(state, split_devices(rollout))

@@ -24,7 +24,7 @@ def block_with(text: str) -> str:
 
 
 def test_every_python_block_is_run_below():
-    assert len(PYTHON) == 3
+    assert len(PYTHON) == 4
     for block in PYTHON:
         ast.parse(block)
 
@@ -36,8 +36,10 @@ def test_the_step_learns_and_runs_on_a_mesh(capsys):
     assert len(lines) == 3
     assert lines[-1]["J/even"] > 0.85
     assert lines[-1]["J/threes"] > lines[0]["J/threes"]
-    exec(block_with("make_mesh"), names)
+    exec(block_with("on_mesh"), names)
     assert int(names["state"].step) == 31
+    exec(block_with("place_local"), names)
+    assert int(names["state"].step) == 32
 
 
 def test_the_stream_registers_and_can_be_asked_for():
@@ -69,7 +71,7 @@ def test_commands_name_modules_that_can_be_run(module):
         assert find_spec(module + ".__main__") is not None
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/design.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
 def test_local_links_lead_somewhere(document):
     path = ROOT / document
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())
@@ -82,5 +84,6 @@ def test_experiment_flags_of_the_readme_are_flags():
         [sys.executable, "-m", "morejax.experiments.multiwoz", "--help"], capture_output=True, text=True, check=True
     ).stdout
     used = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", README))
-    elsewhere = {"--to", "--system", "--show-delex", "--split", "--json"}  # download, chat, evaluate
+    elsewhere = {"--to", "--system", "--show-delex", "--json", "--size"}  # download, chat, evaluate, bench
+    elsewhere |= {"--worker", "--command"}  # gcloud
     assert {flag for flag in used - elsewhere if flag not in help_text and flag != "--help"} == set()
