@@ -28,6 +28,7 @@ FLAGS = (
     "--reward.examples 32 --reward.held-out 16 --reward.steps 5 --reward.batch 16 --critic.hidden 16 "
     f"--ppo.iterations {ITERATIONS} --ppo.turns 32 --ppo.eval-every 2 --ppo.eval-dialogues 2 --ppo.checkpoint-every 3 "
     "--ppo.keep last --step.minibatches 2 --step.epochs 1 --numbers.learning-rate 0.01 --numbers.warmup-steps 1 "
+    "--numbers.thresholds inform 0.93 success 0.9 "
     "--samples 2"
 ).split()
 BEFORE_PPO = ("supervised", "scaffold", "reward_heads")
