@@ -36,6 +36,7 @@ class Run:
         config: resolved configuration, a JSON-able mapping.
         resume: continue what is there.
         first_read: configuration entry -> first stage that reads it; such an entry may change until that stage begins.
+        defaults: configuration of today's defaults: a field that the folder's run did not know yet had its default.
 
     Raises:
         RunError: the folder is not empty and `resume` is off, or it holds a run with another configuration.
@@ -48,8 +49,10 @@ class Run:
         *,
         resume: bool,
         first_read: Mapping[str, str] | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ):
         self.directory = Path(directory)
+        self._defaults = dict(defaults or {})
         self._first_read = dict(first_read or {})
         if self.directory.exists() and any(self.directory.iterdir()):
             if not resume:
@@ -66,7 +69,8 @@ class Run:
         if not path.is_file():
             return
         before = json.loads(path.read_text())["config"]
-        now = json.loads(json.dumps(config, default=_plain))
+        now, defaults = (json.loads(json.dumps(x, default=_plain)) for x in (config, self._defaults))
+        before = _filled(before, defaults)
         changed = [
             f"{name}: {left!r} then, {right!r} now"
             for name, left, right in _differences(before, now)
@@ -179,6 +183,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (np.generic, np.ndarray, jax.Array)) and value.size == 1:
         return value.item()
     raise TypeError(f"{type(value).__name__} does not go into JSON: {value!r}")
+
+
+def _filled(before: Any, defaults: Any) -> Any:
+    """`before`, with what it lacks at any depth taken from `defaults`."""
+    if not isinstance(before, dict) or not isinstance(defaults, dict):
+        return before
+    return defaults | {key: _filled(value, defaults.get(key)) for key, value in before.items()}
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

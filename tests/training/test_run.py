@@ -182,3 +182,14 @@ def test_versions_and_commit():
     assert {"python", "jax", "jaxlib", "flax", "optax"} <= versions().keys()
     commit = git_commit()
     assert commit is None or len(commit.rstrip("+")) == 12
+
+
+def test_a_field_that_the_run_did_not_know_had_its_default(tmp_path):
+    """Code that has grown a field since: today's default is no change, anything else is one."""
+    old = {"width": 8, "ppo": {"turns": 16}}
+    Run(tmp_path, old, resume=False)
+    defaults = {"width": 4, "ppo": {"turns": 32, "samples": 1}, "extra": None}
+    grown = {"width": 8, "ppo": {"turns": 16, "samples": 1}, "extra": None}
+    Run(tmp_path, grown, resume=True, defaults=defaults)
+    with pytest.raises(RunError, match=r"ppo\.samples: 1 then, 2 now"):
+        Run(tmp_path, grown | {"ppo": {"turns": 16, "samples": 2}}, resume=True, defaults=defaults)

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from morejax import config as configs
-from morejax.experiments.multiwoz.config import FIRST_READ, MultiwozConfig
+from morejax.experiments.multiwoz.config import FIRST_READ, MultiwozConfig, preset, resolve
 from morejax.experiments.multiwoz.decoding import Decoding
 from morejax.models import ActorCritic
 from morejax.models.decoder import DecoderConfig
@@ -50,8 +50,8 @@ class Parts:
         self.fit, self.select = _splits(config, self.corpus)
         self._check_names()
         self._check_corpus()
-        settings = dataclasses.asdict(config)
-        self.run = Run(config.run_dir, settings, resume=config.continues, first_read=FIRST_READ)
+        settings, defaults = (dataclasses.asdict(one) for one in (config, resolve(preset(config.preset))))
+        self.run = Run(config.run_dir, settings, resume=config.continues, first_read=FIRST_READ, defaults=defaults)
         self.dir = self.run.directory
         self.run.describe(
             corpus=self.corpus.name,
