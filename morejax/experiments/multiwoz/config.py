@@ -178,7 +178,7 @@ def _demo() -> MultiwozConfig:
         supervised=lm,
         scaffold=replace(lm, epochs=0.6, learning_rate=2e-3),
         reward=RewardHeadConfig(examples=1000, held_out=500, steps=300),
-        ppo=PPOConfig(iterations=45, turns=128, eval_every=15, eval_dialogues=60, checkpoint_every=15),
+        ppo=PPOConfig(iterations=36, turns=128, eval_every=12, eval_dialogues=60, checkpoint_every=12),
         step=StepConfig(epochs=2),
         numbers=StepNumbers(learning_rate=6e-4, warmup_steps=2, multiplier_ema=0.8),
         samples=8,
