@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from morejax.tasks.multiwoz.database import Database
+from morejax.tasks.multiwoz.errors import CorpusError
 from morejax.tasks.multiwoz.metrics import ScoringError
-from morejax.tasks.multiwoz.records import CorpusError
 from morejax.tasks.multiwoz.scorer import (
     ScoringData,
     derive_scoring_data,

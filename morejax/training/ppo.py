@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -22,50 +22,13 @@ from morejax.tasks.streams import NonFiniteStream
 from morejax.training.checkpoint import Checkpoints, save_params
 from morejax.training.interrupt import StopRequest
 from morejax.training.language_model import NonFinite
+from morejax.training.ppo_config import PPOConfig
 from morejax.training.progress import Progress
 from morejax.training.rollouts import Frozen, Sampler, Shapes, plan
 from morejax.training.writers import Writer, open_writers
 
 if TYPE_CHECKING:
     from morejax.tasks.multiwoz.task import MultiwozTask, TurnPrompts
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """The loop around the step."""
-
-    iterations: int = 60
-    """Rollouts, each followed by one train step."""
-    turns: int = 256
-    """S: rows of a rollout, filled with the turns of whole dialogues."""
-    samples: int = 1
-    """Replies sampled to every turn: whole dialogues are sampled as often. Those to one turn are a group, which
-    `--step.baseline` group_mean and leave_one_out need."""
-    temperature: float = 1.0
-    """Of sampling; the policy trains on the tempered distribution it samples from only at 1."""
-    ref_context: Literal["reasoned", "direct"] = "reasoned"
-    """The reference is the scaffold reading its acts, or the supervised model reading what the policy reads."""
-    split: str = ""
-    """Dialogues to sample from; empty takes `--fit` (and `gold_fit` alone where the corpus names one)."""
-    eval_every: int = 10
-    """Iterations between two greedy evaluations on `--select`."""
-    eval_dialogues: int = 100
-    """Dialogues of each such evaluation; 0 takes all."""
-    checkpoint_every: int = 10
-    """Iterations between two checkpoints."""
-    keep: Literal["best", "last"] = "best"
-    """Final policy: best Combined of the evaluations on `--select`, or the last."""
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"--ppo.samples must be at least 1, not {self.samples}")
-        if self.temperature != 1.0:
-            raise ValueError(
-                f"--ppo.temperature must be 1, not {self.temperature}: the step takes the sampler's log-probabilities "
-                "for the policy's own"
-            )
-        if self.ref_context not in ("reasoned", "direct"):
-            raise ValueError(f"--ppo.ref-context must be reasoned or direct, not {self.ref_context!r}")
 
 
 def fit(

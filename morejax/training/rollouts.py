@@ -19,7 +19,7 @@ from morejax.training.reward_heads import judge, pack
 
 if TYPE_CHECKING:
     from morejax.tasks.multiwoz.task import MultiwozTask, TurnPrompts
-    from morejax.training.ppo import PPOConfig
+    from morejax.training.ppo_config import PPOConfig
 
 
 @dataclass(frozen=True)

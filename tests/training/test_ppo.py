@@ -24,7 +24,8 @@ from morejax.training import ppo
 from morejax.training.checkpoint import Checkpoints, load_params
 from morejax.training.interrupt import Interrupted
 from morejax.training.language_model import NonFinite
-from morejax.training.ppo import LateLog, PPOConfig, check_finite
+from morejax.training.ppo import LateLog, check_finite
+from morejax.training.ppo_config import PPOConfig
 from morejax.training.rollouts import Frozen, Sampler, Shapes, build_rollout, plan, positions, static_shapes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")

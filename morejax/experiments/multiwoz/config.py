@@ -11,7 +11,7 @@ from morejax.models.actor_critic import CriticConfig
 from morejax.models.decoder import DecoderConfig
 from morejax.tasks.multiwoz.examples import ContextConfig
 from morejax.training.language_model import LanguageModelConfig
-from morejax.training.ppo import PPOConfig
+from morejax.training.ppo_config import PPOConfig
 from morejax.training.reward_heads import RewardHeadConfig
 
 STAGES = ("supervised", "scaffold", "reward_heads", "ppo", "evaluate")

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from morejax.tasks.multiwoz.delexicalise import Span
+from morejax.tasks.multiwoz.errors import CorpusError
 from morejax.tasks.multiwoz.jsonfiles import read_json
 from morejax.tasks.multiwoz.normalise import normalise_state
-from morejax.tasks.multiwoz.records import Act, CorpusError, DomainGoal, Goal, Schema, State
+from morejax.tasks.multiwoz.records import Act, DomainGoal, Goal, Schema, State
 
 T = TypeVar("T")
 

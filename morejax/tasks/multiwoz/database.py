@@ -14,9 +14,9 @@ from typing import Any
 
 from morejax.tasks.multiwoz import jsonfiles
 from morejax.tasks.multiwoz.canonical import FUZZY_COLUMNS, IGNORED_COLUMNS, TYPES, VENUE_DOMAINS
+from morejax.tasks.multiwoz.errors import CorpusError
 from morejax.tasks.multiwoz.fuzzy import partial_ratio
 from morejax.tasks.multiwoz.normalise import is_constraint, minutes, normalise_slot, normalise_value
-from morejax.tasks.multiwoz.records import CorpusError
 
 Record = Mapping[str, Any]
 """One row: normalised column name -> value."""

@@ -31,8 +31,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from morejax.tasks.multiwoz.errors import CorpusError
 from morejax.tasks.multiwoz.jsonfiles import parse_database_json, parse_json
-from morejax.tasks.multiwoz.records import CorpusError
 
 DEFAULT_BASE_URL = "https://raw.githubusercontent.com"
 ATTEMPTS = 5

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from morejax.tasks.multiwoz.records import CorpusError
+from morejax.tasks.multiwoz.errors import CorpusError
 
 DOWNLOAD_COMMAND = "python -m morejax.tasks.multiwoz.download --to DIR"
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from morejax.tasks.multiwoz.errors import CorpusError
 from morejax.tasks.multiwoz.jsonfiles import DOWNLOAD_COMMAND, read_json
-from morejax.tasks.multiwoz.records import REAL_CORPUS_NAME, CorpusError
+from morejax.tasks.multiwoz.records import REAL_CORPUS_NAME
 
 BASE_SPLITS = ("train", "dev", "test")
 

@@ -21,9 +21,10 @@ from morejax.tasks.multiwoz import annotations
 from morejax.tasks.multiwoz.annotations import brief, dialogue_key, read_schema
 from morejax.tasks.multiwoz.database import Database
 from morejax.tasks.multiwoz.delexicalise import delexicalise
+from morejax.tasks.multiwoz.errors import CorpusError
 from morejax.tasks.multiwoz.jsonfiles import DOWNLOAD_COMMAND, read_json
 from morejax.tasks.multiwoz.layout import BASE_SPLITS, Layout, find_layout
-from morejax.tasks.multiwoz.records import Corpus, CorpusError, Dialogue, Schema, Turn, split_names
+from morejax.tasks.multiwoz.records import Corpus, Dialogue, Schema, Turn, split_names
 
 READER_VERSION = 1
 """Raised when the records change for the same files, so that caches of older readers are not used."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from morejax.tasks.multiwoz.errors import CorpusError
+
 if TYPE_CHECKING:
     from morejax.tasks.multiwoz.database import Database
 
@@ -25,10 +27,6 @@ class DomainGoal(TypedDict):
 
 Goal = dict[str, DomainGoal]
 """User goal: domain -> constraints and requests, in the standard scorer's normal form."""
-
-
-class CorpusError(ValueError):
-    """A corpus that is missing, broken or not what was asked for; the message says where and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from morejax.tasks.multiwoz.database import Database
-from morejax.tasks.multiwoz.records import CorpusError
+from morejax.tasks.multiwoz.errors import CorpusError
 
 
 def restaurant(number: str, name: str, **columns: str) -> dict[str, str]:

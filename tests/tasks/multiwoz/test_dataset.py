@@ -14,7 +14,8 @@ import pytest
 
 from morejax.tasks.multiwoz import dataset, reader
 from morejax.tasks.multiwoz.dataset import INDEX_FILE, load_corpus, to_dataset
-from morejax.tasks.multiwoz.records import Corpus, CorpusError
+from morejax.tasks.multiwoz.errors import CorpusError
+from morejax.tasks.multiwoz.records import Corpus
 
 
 def same(left: Corpus, right: Corpus) -> bool:

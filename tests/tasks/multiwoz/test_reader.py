@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from morejax.tasks.multiwoz.errors import CorpusError
 from morejax.tasks.multiwoz.normalise import normalise_response
 from morejax.tasks.multiwoz.reader import read_corpus
-from morejax.tasks.multiwoz.records import Act, CorpusError, Turn
+from morejax.tasks.multiwoz.records import Act, Turn
 
 Edit = Callable[[Path, Callable[[Any], Any]], None]
 TRAIN, DEV = "MultiWOZ_2.2/train/dialogues_001.json", "MultiWOZ_2.2/dev/dialogues_001.json"
