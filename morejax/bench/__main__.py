@@ -1,0 +1,85 @@
+"""`python -m morejax.bench step|iteration --size S --json`: one line for each measurement."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from morejax.bench import iteration, step
+from morejax.bench.plots import plot_sweep
+from morejax.bench.sizes import SIZES
+
+
+def parser() -> argparse.ArgumentParser:
+    """Flags of both benchmarks."""
+    common = argparse.ArgumentParser(add_help=False)
+    shown = [name for name in SIZES if name != "tiny"]
+    common.add_argument("--size", choices=tuple(SIZES), default="S", metavar="{" + ",".join(shown) + "}")
+    common.add_argument("--rounds", type=int, default=7, help="counted repeats of each program")
+    common.add_argument("--minibatches", type=int, default=4, help="updates of the one epoch")
+    common.add_argument("--kl", choices=("full", "k2", "k3", "none"), default="k3")
+    common.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    common.add_argument("--scan", action="store_true", help="run layers by lax.scan instead of unrolling them")
+    common.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+    root = argparse.ArgumentParser(prog="python -m morejax.bench", description=__doc__)
+    benches = root.add_subparsers(dest="bench", required=True)
+    of_step = benches.add_parser("step", parents=[common], help="train_step against plain PPO")
+    of_step.add_argument("--variants", nargs="+", choices=step.VARIANTS, default=list(step.VARIANTS))
+    of_step.add_argument("--critic", choices=("shared", "own"), default="shared")
+    of_step.add_argument("--norm-at", choices=("virtual", "final_norm", "last_layer"), default="virtual")
+    of_step.add_argument("--plot", type=Path, metavar="DIR", help="sweep batch and depth instead, and draw them there")
+    of_step.add_argument("--batches", nargs="+", type=int, default=[8, 16, 32, 64], help="of --plot")
+    of_step.add_argument("--depths", nargs="+", type=int, default=[4, 8, 16, 48], help="of --plot")
+    of_iteration = benches.add_parser("iteration", parents=[common], help="a whole iteration")
+    of_iteration.add_argument("--critic", nargs="+", choices=iteration.CRITICS, default=list(iteration.CRITICS))
+    of_iteration.add_argument("--forms", nargs="+", choices=iteration.FORMS, default=list(iteration.FORMS))
+    return root
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a benchmark; records are printed as they come."""
+    flags = parser().parse_args(arguments)
+    shared = {name: getattr(flags, name) for name in ("size", "rounds", "minibatches", "kl", "dtype", "scan")}
+    if flags.bench == "iteration":
+        bench = iteration.IterationBench(critics=tuple(flags.critic), forms=tuple(flags.forms), **shared)
+        _show(iteration.run(bench), flags.json)
+        return 0
+    bench = step.StepBench(variants=tuple(flags.variants), critic=flags.critic, norm_at=flags.norm_at, **shared)
+    if flags.plot is None:
+        _show(step.run(bench), flags.json)
+        return 0
+    flags.plot.mkdir(parents=True, exist_ok=True)
+    records = _show(step.sweep(bench, tuple(flags.batches), tuple(flags.depths)), flags.json)
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (flags.plot / f"sweep-{flags.size}.jsonl").write_text(lines)
+    print(plot_sweep(records, flags.plot / f"sweep-{flags.size}.png"), file=sys.stderr)
+    return 0
+
+
+def _show(records: Iterable[dict[str, Any]], as_json: bool) -> list[dict[str, Any]]:
+    """Print records, each as soon as it is there."""
+    shown = []
+    for record in records:
+        print(json.dumps(record) if as_json else _line(record), flush=True)
+        shown.append(record)
+    return shown
+
+
+def _line(record: dict[str, Any]) -> str:
+    """A record for people."""
+    name = "/".join(str(record[key]) for key in ("size", "variant", "critic", "form") if key in record)
+    parts = [
+        f"{name:24} {record['ms']:10.1f} ms  {record['flops'] / 1e9:9.2f} GFLOP"
+        f"  {record['temp_bytes'] / 2**20:9.1f} MiB  compiled in {record['compile_s']:.1f} s"
+    ]
+    parts += [f"{key} {record[key]}" for key in ("layers", "sequences", "mfu", "tokens_per_s") if key in record]
+    parts += [f"{key} {value}" for key, value in record.items() if key.endswith("_ratio")]
+    return "  ".join(parts)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
