@@ -63,6 +63,8 @@ class StepConfig:
     """Norm of the minibatch's gradients, or of their expectation, from inner products across two half batches."""
     norm_space: Literal["euclid", "adam"] = "euclid"
     """Gradients as they are, or as Adam scales them (needs `norm_at = all`)."""
+    entropy_bonus: bool = False
+    """Have `entropy_coef` times the entropy of the policy in the objective: one more product with the head's matrix."""
     value_clip: bool = True
     """Clip the critic's move to `clip_value` around its old estimate, as PPO does."""
 
@@ -186,7 +188,7 @@ class StepNumbers:
     stop_kl: float = 0.1
     """Skip the rest of a step's updates once KL(old || new) per token passes this, nats."""
     entropy_coef: float = 0.0
-    """Coefficient of the entropy bonus."""
+    """Coefficient of the entropy bonus; needs `--step.entropy-bonus`."""
     score_ema: float = 0.8
     """Decay of the running means of the objectives' J used for deficits."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
@@ -304,7 +306,8 @@ def hyper(config: StepConfig, numbers: StepNumbers) -> Hyper:
     """Arrays of the numbers, in stream order.
 
     Raises:
-      ValueError: a mapping names a stream that the config does not have, or a constraint has no threshold.
+      ValueError: a mapping names a stream that the config does not have, a constraint has no threshold, or a number
+        belongs to a part of the step that is off.
     """
     known = {
         "thresholds": config.constraints,
@@ -323,6 +326,10 @@ def hyper(config: StepConfig, numbers: StepNumbers) -> Hyper:
     missing = [name for name in config.constraints if name not in numbers.thresholds]
     if missing:
         raise ValueError(f"--numbers.thresholds has no threshold for constraint {', '.join(missing)}")
+    if numbers.entropy_coef != 0 and not config.entropy_bonus:
+        raise ValueError(
+            f"--numbers.entropy-coef {numbers.entropy_coef} has no effect without --step.entropy-bonus: give both"
+        )
     scalars = {name: jnp.float32(getattr(numbers, name)) for name in _SCALARS}
     return Hyper(
         **scalars,

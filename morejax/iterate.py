@@ -21,6 +21,7 @@ from flax import nnx, struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from morejax.config import StepConfig
+from morejax.models.response import response_hidden, response_values
 from morejax.models.split import Params, merge
 from morejax.rollout import Rollout, Sample, SamplerConfig, sample, token_logp
 from morejax.sharding import rollout_sharding, state_shardings
@@ -281,8 +282,9 @@ def reference_logps(
         tokens, mask = prompts.ref_tokens, prompts.ref_mask
     context = tokens.shape[1]
     model = merge(frozen.graphdef, frozen.params)  # type: ignore[arg-type]
-    hidden = model.hidden(jnp.concatenate([tokens, drawn.tokens], axis=1), jnp.concatenate([mask, drawn.mask], axis=1))
-    logps = jax.nn.log_softmax(model.logits(hidden[:, context - 1 : -1]).astype(jnp.float32), axis=-1)
+    read = jnp.concatenate([tokens, drawn.tokens], axis=1), jnp.concatenate([mask, drawn.mask], axis=1)
+    hidden, _ = response_hidden(model, *read, context)
+    logps = jax.nn.log_softmax(model.logits(hidden).astype(jnp.float32), axis=-1)
     return token_logp(logps, drawn.tokens), logps if config.kl == "full" else None
 
 
@@ -294,4 +296,5 @@ def critic_values(state: TrainState, prompts: Prompts, drawn: Sample) -> jax.Arr
     tokens = jnp.concatenate([prompts.tokens, drawn.tokens], axis=1)
     mask = jnp.concatenate([prompts.mask, drawn.mask], axis=1)
     # A critic on a trunk of its own does not read the policy's hidden states: XLA leaves that forward pass out.
-    return model.values(tokens, mask, model.hidden(tokens, mask))[:, prompts.tokens.shape[1] - 1 : -1]
+    context = prompts.tokens.shape[1]
+    return response_values(model, tokens, mask, response_hidden(model, tokens, mask, context)[1], context)

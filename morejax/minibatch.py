@@ -30,6 +30,7 @@ from morejax.gradients import (
     split_halves,
 )
 from morejax.lagrange import EXCLUSIVE, mixing_coefficients
+from morejax.models.response import response_hidden, response_values
 from morejax.models.split import Params, merge
 from morejax.reweight import WeightState, WeightStats, update_weights
 from morejax.rollout import token_logp
@@ -84,17 +85,20 @@ class Forward(NamedTuple):
     """The policy on a minibatch, and how to pull gradients back through it."""
 
     hidden: jax.Array
-    """f32[B, C+T, D]."""
+    """f32[B, T, D]: hidden states that predict the response."""
+    for_critic: jax.Array
+    """f32[B, T, D], or of all positions: what a critic on the policy's trunk reads."""
     logps: jax.Array
     """f32[B, T, V]: log-probabilities of every response position."""
     logp: jax.Array
     """f32[B, T]: of the sampled tokens; 0 on padding."""
     residual: jax.Array
     """f32[B, T, V]: d log pi(y) / d logits = onehot(y) - p."""
-    to_hidden: Callable[[jax.Array], jax.Array]
-    """Cotangent of the logits -> cotangent f32[B, T, D] of the hidden states before the head."""
-    to_params: Callable[[jax.Array], Params]
-    """Cotangent of the logits -> gradient of the actor: the only backward pass through the trunk."""
+    pulled: jax.Array
+    """f32[B, T, D]: pull of the residual through the head, d log pi(y) / d hidden."""
+    to_params: Callable[..., Params]
+    """(c f32[B, T], rest f32[B, T, V] or None) -> gradient of the actor of sum_n c_n log pi(y_n), and of what has the
+    cotangent `rest` at the logits: the only backward pass through the trunk."""
 
 
 def update(
@@ -134,8 +138,8 @@ def update(
         # The sum is clipped as one: every stream is first brought to the scale of its own mean.
         scaled = jnp.where(valid, batch.advantages, 0.0) * share
         combined = losses.mixed_coefficients(rho, scaled, mix, *clip)
-    regulariser, kl, entropy = _regulariser(state, scales, config, forward, batch)
-    actor_grads = psum(forward.to_params(regulariser - combined[..., None] * forward.residual), axis_name)
+    along, rest, kl, entropy = _regulariser(state, scales, config, forward, batch)
+    actor_grads = psum(forward.to_params(along - combined, rest), axis_name)
     value_loss, value_grads = _critic_gradient(state, scales, config, axis_name, actor, critic, forward, batch)
     kl_old = masked_mean(_k3_old(forward.logp, batch), batch.resp_mask, axis_name)
     # Not `kl_old <= stop`: a NaN must go on and be seen, not end the step in silence.
@@ -169,25 +173,37 @@ def _forward(state: TrainState, actor: Params, critic: Params, batch: Batch) -> 
     """Forward pass, split at the head, so that the head's pull can be used on its own."""
     context = batch.tokens.shape[1] - batch.resp_mask.shape[1]
     graphdef = state.graphdef
-    hidden, pull_trunk = jax.vjp(lambda actor: merge(graphdef, actor | critic).hidden(batch.tokens, batch.mask), actor)
-    logits, pull_head = jax.vjp(
-        lambda actor, hidden: merge(graphdef, actor | critic).logits(hidden), actor, hidden[:, context - 1 : -1]
+    hidden, pull_trunk, for_critic = jax.vjp(
+        lambda actor: response_hidden(merge(graphdef, actor | critic), batch.tokens, batch.mask, context),
+        actor,
+        has_aux=True,
     )
+    logits, pull_head = jax.vjp(lambda actor, hidden: merge(graphdef, actor | critic).logits(hidden), actor, hidden)
     logps = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     tokens = batch.tokens[:, context:]
 
-    def to_params(cotangent: jax.Array) -> Params:
-        head_grads, hidden_bar = pull_head(cotangent.astype(logits.dtype))
-        hidden_bar = jnp.pad(hidden_bar, ((0, 0), (context - 1, 1), (0, 0)))
+    residual = jax.nn.one_hot(tokens, logps.shape[-1]) - jnp.exp(logps)
+    pulled = pull_head(residual.astype(logits.dtype))[1]
+
+    def at_head(coefficients: jax.Array, rest: jax.Array | None) -> tuple[Params, jax.Array]:
+        cotangent = coefficients[..., None] * residual
+        if rest is not None:
+            return pull_head((cotangent + rest).astype(logits.dtype))
+        # The residual has been pulled through the head already: what is left to do is one scalar a token.
+        return pull_head(cotangent.astype(logits.dtype))[0], coefficients[..., None].astype(pulled.dtype) * pulled
+
+    def to_params(coefficients: jax.Array, rest: jax.Array | None = None) -> Params:
+        head_grads, hidden_bar = at_head(coefficients, rest)
         (trunk_grads,) = pull_trunk(hidden_bar.astype(hidden.dtype))
         return jax.tree.map(jnp.add, head_grads, trunk_grads)
 
     return Forward(
         hidden=hidden,
+        for_critic=for_critic,
         logps=logps,
         logp=jnp.where(batch.resp_mask, token_logp(logps, tokens), 0.0),
-        residual=jax.nn.one_hot(tokens, logps.shape[-1]) - jnp.exp(logps),
-        to_hidden=lambda cotangent: pull_head(cotangent.astype(logits.dtype))[1],
+        residual=residual,
+        pulled=pulled,
         to_params=to_params,
     )
 
@@ -237,20 +253,17 @@ def _gram(
     if config.norm_at == "all":
         actor, _ = _parts(learner.params)
         preconditioner = adam_preconditioner(learner.opt_state, actor) if config.norm_space == "adam" else None
-        gram = gram_all(
-            coefficients, lambda c: forward.to_params(c[..., None] * forward.residual), axis_name, preconditioner
-        )
+        gram = gram_all(coefficients, forward.to_params, axis_name, preconditioner)
     else:
         gram = _gram_at_head(config, forward, coefficients, batch, axis_name)
     return signal_gram(gram) if config.norm_of == "signal" else gram
 
 
 def _gram_at_head(config: StepConfig, forward: Forward, coefficients: jax.Array, batch: Batch, axis_name: str | None):
-    context = batch.tokens.shape[1] - batch.resp_mask.shape[1]
-    hidden = forward.hidden[:, context - 1 : -1].astype(jnp.float32)
+    hidden = forward.hidden.astype(jnp.float32)
     if config.norm_at == "last_layer":
         return gram_last_layer(coefficients, forward.residual, hidden, axis_name)
-    pulled = forward.to_hidden(forward.residual).astype(jnp.float32)
+    pulled = forward.pulled.astype(jnp.float32)
     return {"virtual": gram_virtual, "final_norm": gram_final_norm}[config.norm_at](
         coefficients, pulled, hidden, axis_name
     )
@@ -258,15 +271,23 @@ def _gram_at_head(config: StepConfig, forward: Forward, coefficients: jax.Array,
 
 def _regulariser(
     state: TrainState, scales: Scales, config: StepConfig, forward: Forward, batch: Batch
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cotangent f32[B, T, V] of beta KL - c H, and KL and entropy per token f32[B, T], nats."""
-    kl, kl_grad = _kl(config, batch, forward.logps, forward.logp, forward.residual)
+) -> tuple[jax.Array, jax.Array | None, jax.Array, jax.Array]:
+    """Gradient of beta KL - c H by the logits, and KL and entropy per token f32[B, T], nats.
+
+    Returns:
+      The part along d log pi(y) / d logits as a scalar a token f32[B, T], the rest f32[B, T, V] (None where there is
+      none), KL, entropy.
+    """
+    share = jnp.where(batch.resp_mask, batch.token_weights / scales.tokens, 0.0)
+    kl, along, rest = _kl(config, batch, forward.logps, forward.logp)
     entropy, entropy_grad = losses.entropy_and_grad(forward.logps)
-    beta = 0.0 if config.kl in ("none", "k1_reward") else state.kl_coef
-    share = batch.token_weights[..., None] / scales.tokens
-    cotangent = (beta * kl_grad - state.hyper.entropy_coef * entropy_grad) * share
+    parts = [] if rest is None else [state.kl_coef * rest]
+    if config.entropy_bonus:
+        parts.append(-state.hyper.entropy_coef * entropy_grad)
     # A choice, not a product: the reference may hold anything on padding, and 0 x inf is not 0.
-    return jnp.where(batch.resp_mask[..., None], cotangent, 0.0), kl, entropy
+    along = jnp.where(batch.resp_mask, state.kl_coef * along * share, 0.0)
+    rest = jnp.where(batch.resp_mask[..., None], sum(parts) * share[..., None], 0.0) if parts else None
+    return along, rest, kl, entropy
 
 
 def _advance(
@@ -295,17 +316,18 @@ def _advance(
     return moved, grad_norms
 
 
-def _kl(config: StepConfig, batch: Batch, logps, logp, residual):
-    """KL to the reference per token f32[S, T], nats, and its gradient wrt the logits f32[S, T, V] (or 0)."""
+def _kl(config: StepConfig, batch: Batch, logps: jax.Array, logp: jax.Array):
+    """KL to the reference per token f32[B, T], nats, and its gradient: along d log pi(y), and the rest (or None)."""
+    nothing = jnp.zeros_like(logp)
     if config.kl == "full" and batch.ref_logps is not None:
-        return losses.kl_full_grad(logps, batch.ref_logps)
+        kl, gradient = losses.kl_full_grad(logps, batch.ref_logps)
+        return kl, nothing, gradient
     if batch.logp_ref is None:
-        return jnp.zeros_like(logp), 0.0
+        return nothing, nothing, None
     if config.kl in ("none", "k1_reward"):
-        return losses.kl_k3(logp, batch.logp_ref), 0.0
+        return losses.kl_k3(logp, batch.logp_ref), nothing, None
     estimator = {"k2": losses.kl_k2, "k3": losses.kl_k3}[config.kl]
-    coefficient = losses.kl_coefficient(config.kl, logp, batch.logp_ref)
-    return estimator(logp, batch.logp_ref), coefficient[..., None] * residual
+    return estimator(logp, batch.logp_ref), losses.kl_coefficient(config.kl, logp, batch.logp_ref), None
 
 
 def _pmax(x: jax.Array, axis_name: str | None) -> jax.Array:
@@ -331,7 +353,9 @@ def _critic_gradient(
     if not critic or batch.values_old is None:
         return jnp.float32(0.0), {}
     loss, gradient = jax.value_and_grad(
-        lambda critic: _value_loss(state, merge(state.graphdef, actor | critic), batch, forward.hidden, scales, config)
+        lambda critic: _value_loss(
+            state, merge(state.graphdef, actor | critic), batch, forward.for_critic, scales, config
+        )
     )(critic)
     return psum((loss, gradient), axis_name)
 
@@ -341,7 +365,7 @@ def _value_loss(
 ) -> jax.Array:
     """Sum over streams of the mean clipped squared error, this device's part of it."""
     context = batch.tokens.shape[1] - batch.resp_mask.shape[1]
-    values = model.values(batch.tokens, batch.mask, hidden)[:, context - 1 : -1]
+    values = response_values(model, batch.tokens, batch.mask, hidden, context)
     valid = batch.resp_mask[..., None] & batch.applies[:, None, :]
     clip = state.hyper.clip_value if config.value_clip else None
     assert batch.values_old is not None  # no critic is trained without

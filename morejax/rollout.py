@@ -225,12 +225,6 @@ def _bound_sample(graphdef, config, params, prompts, mask, key):
     return sample(graphdef, params, prompts, mask, key, config)
 
 
-def response_hidden(model, tokens: jax.Array, mask: jax.Array, context: int) -> tuple[jax.Array, jax.Array]:
-    """Hidden states of all positions f32[S, C+T, D] and of those that predict the response f32[S, T, D]."""
-    hidden = model.hidden(tokens, mask)
-    return hidden, hidden[:, context - 1 : -1]
-
-
 def token_logp(logps: jax.Array, tokens: jax.Array) -> jax.Array:
     """f32[..., V] log-probabilities at i32[...] tokens."""
     return jnp.take_along_axis(logps, tokens[..., None], axis=-1)[..., 0]

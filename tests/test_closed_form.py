@@ -213,7 +213,7 @@ def train(core):
             "kl": "none",
             "weights": "fixed",
         }
-        config = StepConfig(**(defaults | names(problem) | changes))
+        config = StepConfig(**({"entropy_bonus": True} | defaults | names(problem) | changes))
         settings: dict[str, Any] = {
             "learning_rate": problem.learning_rate,
             "value_learning_rate": 0.5,

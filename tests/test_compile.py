@@ -194,7 +194,7 @@ def test_one_program_gives_the_same_bits_twice_and_on_every_device(core, on_mesh
 SWEEP = (
     {},
     {"learning_rate": 1e-2, "value_learning_rate": 1e-2, "decay_steps": 5, "warmup_steps": 0},
-    {"clip_low": 0.1, "clip_high": 0.5, "clip_value": 0.1, "max_grad_norm": 0.3, "entropy_coef": 0.01},
+    {"clip_low": 0.1, "clip_high": 0.5, "clip_value": 0.1, "max_grad_norm": 0.3},
     {"thresholds": {"inform": 0.1, "success": 0.2}, "targets": {"fluency": 0.4}, "stop_kl": 0.01},
     {"multiplier_kp": 1.0, "multiplier_ki": 0.5, "multiplier_kd": 1.0, "multiplier_max": 3.0},
     {"weight_ema": 0.5, "weight_floor": 0.2, "weight_alpha": 2.0, "gamma": 0.9, "gae_lambda": 0.8},

@@ -42,11 +42,11 @@ ADAM_TOLERANCE = 3e-5
 CONFIGS = {
     "default": {},
     "mixed": dict(clip="mixed", weights="fixed", kl="k2", kl_controller="adaptive", multipliers="clip",
-                  adv_norm="center", mix_norm="sum_to_one", norm_at="last_layer", value_clip=False),
+                  entropy_bonus=True, adv_norm="center", mix_norm="sum_to_one", norm_at="last_layer", value_clip=False),
     "gdpo": dict(baseline="group_mean", adv_norm="group", kl="k3", multipliers="softplus", weights="inv_norm",
                  norm_at="all", loss_mean="sequence"),
     "rloo": dict(baseline="leave_one_out", kl="none", multipliers="exp", weights="gradnorm", norm_at="final_norm",
-                 norm_every=0),
+                 entropy_bonus=True, norm_every=0),
     "after": dict(adv_norm="after", kl_controller="multiplier", weights="dyn", norm_of="signal", mix_norm="none"),
     "kl_reward": dict(kl="k1_reward", kl_controller="adaptive", multipliers="sigmoid", weights="improve",
                       loss_mean="sequence"),

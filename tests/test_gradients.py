@@ -138,7 +138,7 @@ def run(core):
     def go(name):
         variant = dict(VARIANTS[name])
         model = core.model(tied=variant.pop("tied", True))
-        config = core.config(**variant)
+        config = core.config(entropy_bonus=True, **variant)
         numbers = core.numbers(
             **{"learning_rate": 0.0, "value_learning_rate": 0.0, "max_grad_norm": 1e9, "weight_ema": 0.0},
             **{"clip_low": LOW, "clip_high": HIGH, "clip_value": CLIP_VALUE, "gamma": GAMMA, "gae_lambda": LAMBDA},

@@ -12,7 +12,8 @@ import pytest
 from scipy import stats
 
 from morejax.models import CriticConfig, merge, split
-from morejax.rollout import Sample, SamplerConfig, draw, response_hidden, sample, token_logp
+from morejax.models.response import response_hidden, response_values
+from morejax.rollout import Sample, SamplerConfig, draw, sample, token_logp
 from morejax.sharding import make_mesh, rollout_sharding
 
 ROWS, CONTEXT, STEPS, EOS, PAD = 16, 6, 7, 1, 0
@@ -60,7 +61,7 @@ def teacher_forced(core, sampler, prompts):
     def forward(params):
         model = merge(sampler.graphdef, params)
         hidden, predicting = response_hidden(model, tokens, mask, CONTEXT)
-        return model.logits(predicting), model.values(tokens, mask, hidden)[:, CONTEXT - 1 : -1]
+        return model.logits(predicting), response_values(model, tokens, mask, hidden, CONTEXT)
 
     return jax.jit(forward, compiler_options=core.fast_compile())(sampler.params)
 

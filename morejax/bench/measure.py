@@ -89,8 +89,7 @@ def compile_program(function: Callable[..., Any], *arguments: Any, unknown_trips
     seconds = time.perf_counter() - began
     return Program(
         run=compiled,
-        # The one branch is the entropy bonus, and its coefficient is 0 here.
-        flops=count_flops(compiled.as_text(), unknown_trips, branch=min),
+        flops=count_flops(compiled.as_text(), unknown_trips),
         temp_bytes=int(compiled.memory_analysis().temp_size_in_bytes),
         compile_seconds=seconds,
     )

@@ -42,11 +42,11 @@ class Value(nnx.Module):
         width = critic.width if own else policy.width
         self.head = ValueHead(width, streams, hidden=critic.hidden, rngs=rngs)
 
-    def __call__(self, tokens: jax.Array, mask: jax.Array, policy_hidden: jax.Array) -> jax.Array:
+    def __call__(self, tokens: jax.Array, mask: jax.Array, policy_hidden: jax.Array, start: int = 0) -> jax.Array:
         """i32[B, Q], bool[B, Q], f32[B, Q, D] to f32[B, Q, H]; never sends a gradient into the policy."""
         if self.trunk is None:
             return self.head(jax.lax.stop_gradient(policy_hidden))
-        return self.head(self.trunk.hidden(tokens, mask))
+        return self.head(self.trunk.hidden(tokens, mask, start))
 
 
 class ActorCritic(nnx.Module):
@@ -70,6 +70,14 @@ class ActorCritic(nnx.Module):
     def hidden(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """Final hidden states f32[B, Q, D] of the policy."""
         return self.trunk.hidden(tokens, mask)
+
+    def response_hidden(self, tokens: jax.Array, mask: jax.Array, context: int) -> jax.Array:
+        """Hidden states f32[B, T, D] that predict the response: the last block runs on these positions only."""
+        return self.trunk.hidden(tokens[:, :-1], mask[:, :-1], context - 1)
+
+    def response_values(self, tokens: jax.Array, mask: jax.Array, hidden: jax.Array, context: int) -> jax.Array:
+        """Values f32[B, T, H] before every response token; `hidden` as `response_hidden` gives it."""
+        return self.value(tokens[:, :-1], mask[:, :-1], hidden, context - 1)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Token logits f32[..., V] of hidden states f32[..., D]."""

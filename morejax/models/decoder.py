@@ -78,6 +78,23 @@ class Attention(nnx.Module):
         q, k, v = jnp.moveaxis(qkv, (2, 3), (0, 2))
         return q, k, v
 
+    def project_tail(self, x: jax.Array, start: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """As `project`, with queries of positions from `start` on only."""
+        if start == 0:
+            return self.project(x)
+        width = x.shape[-1]
+        assert self.qkv.bias is not None  # `nnx.Linear` has one unless told otherwise
+        kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
+        dtype = self.qkv.dtype
+
+        def heads(x, columns):
+            y = jnp.dot(x.astype(dtype), kernel[:, columns].astype(dtype)) + bias[columns].astype(dtype)[None, None, :]
+            return jnp.moveaxis(y.reshape(*y.shape[:2], -1, self.heads, width // self.heads), (2, 3), (0, 2))
+
+        (q,) = heads(x[:, start:], slice(0, width))
+        k, v = heads(x, slice(width, None))
+        return q, k, v
+
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
         """softmax(q k^T / sqrt(E) + bias) v, with `bias` broadcast to `[B, 1, Q, P]`; the softmax is float32."""
         scores = jnp.einsum("bnqe,bnpe->bnqp", q, k, preferred_element_type=jnp.float32)
@@ -102,14 +119,13 @@ class Block(nnx.Module):
     def mlp(self, x: jax.Array) -> jax.Array:
         return x + self.down(jax.nn.gelu(self.up(self.norm2(x))))
 
-    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
-        q, k, v = self.attention.project(self.norm1(x))
-        return self.mlp(x + self.attention.attend(q, k, v, bias))
+    def __call__(self, x: jax.Array, bias: jax.Array, start: int = 0) -> jax.Array:
+        return self.with_keys(x, bias, start)[0]
 
-    def with_keys(self, x: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The block's output and this call's keys and values `[B, N, Q, E]`."""
-        q, k, v = self.attention.project(self.norm1(x))
-        return self.mlp(x + self.attention.attend(q, k, v, bias)), k, v
+    def with_keys(self, x: jax.Array, bias: jax.Array, start: int = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The block's output at positions from `start` on, and keys and values `[B, N, Q, E]` of all of them."""
+        q, k, v = self.attention.project_tail(self.norm1(x), start)
+        return self.mlp(x[:, start:] + self.attention.attend(q, k, v, bias[:, :, start:])), k, v
 
 
 class Decoder(nnx.Module):
@@ -135,32 +151,36 @@ class Decoder(nnx.Module):
     def _layer(self, index: int) -> Block:
         return jax.tree.map(lambda leaf: leaf[index], self.blocks)
 
-    def hidden(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    def hidden(self, tokens: jax.Array, mask: jax.Array, start: int = 0) -> jax.Array:
         """Final hidden states after the last norm.
 
         Args:
           tokens: i32[B, Q].
           mask: bool[B, Q], True on real tokens; padding may stand anywhere, positions count real tokens only.
+          start: first position that is wanted. Nobody reads what the last block makes of those before it: unrolled, it
+            computes their keys and values alone. (Under `scan` it is one of many, and all positions go through.)
 
         Returns:
-          f32[B, Q, D]; rows of padding are finite and meaningless.
+          f32[B, Q - start, D]; rows of padding are finite and meaningless.
         """
         x = self.embed(tokens, token_positions(mask))
         bias = causal_bias(mask)
         if self.config.scan:
             step = _remat(lambda carry, block: (block(carry, bias), None), self.config.remat)
             x, _ = jax.lax.scan(step, x, self.blocks)
-        else:
-            call = _remat(lambda block, carry: block(carry, bias), self.config.remat)
-            for index in range(self.config.layers):
-                x = call(self._layer(index), x)
-        return self.final_norm(x)
+            return self.final_norm(x[:, start:])
+        call = _remat(lambda block, carry: block(carry, bias), self.config.remat)
+        for index in range(self.config.layers - 1):
+            x = call(self._layer(index), x)
+        call = _remat(lambda block, carry: block(carry, bias, start), self.config.remat)
+        return self.final_norm(call(self._layer(self.config.layers - 1), x))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Tied head: hidden E^T in the compute type, float32 out."""
+        # The transpose outside of the product: the table's gradient then needs no transposed copy of the logits'.
         dtype = jnp.dtype(self.config.dtype)
         table = self.embedding[...].astype(dtype)
-        return jnp.einsum("...d,vd->...v", hidden.astype(dtype), table, preferred_element_type=jnp.float32)
+        return jnp.einsum("...d,dv->...v", hidden.astype(dtype), table.T, preferred_element_type=jnp.float32)
 
     def prefill(self, tokens: jax.Array, mask: jax.Array, cache_length: int) -> tuple[jax.Array, KVCache]:
         """Read left-padded prompts.
@@ -185,7 +205,8 @@ class Decoder(nnx.Module):
         else:
             parts = []
             for index in range(self.config.layers):
-                x, k, v = self._layer(index).with_keys(x, bias)
+                start = tokens.shape[1] - 1 if index == self.config.layers - 1 else 0
+                x, k, v = self._layer(index).with_keys(x, bias, start)
                 parts.append((jnp.pad(k, room), jnp.pad(v, room)))
             keys, values = (jnp.stack(part) for part in zip(*parts, strict=True))
         return self.final_norm(x[:, -1]), KVCache(keys, values)

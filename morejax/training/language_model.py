@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from flax import nnx, struct
 
+from morejax.models.response import response_hidden
 from morejax.models.split import Params, merge
 from morejax.rollout import token_logp
 from morejax.training import batching
@@ -93,7 +94,7 @@ def target_loss(
     """
     model = merge(graphdef, params)
     span = targets.shape[1]
-    hidden = model.hidden(tokens, mask)[:, -span - 1 : -1]
+    hidden, _ = response_hidden(model, tokens, mask, tokens.shape[1] - span)
     logps = jax.nn.log_softmax(model.logits(hidden), axis=-1)
     nll = -token_logp(logps, tokens[:, -span:])
     count = targets.sum()

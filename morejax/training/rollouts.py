@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from morejax.config import StepConfig
+from morejax.models.response import response_hidden, response_values
 from morejax.models.split import Params, merge
 from morejax.rollout import Rollout, Sample, SamplerConfig, compile_sampler, token_logp
 from morejax.state import TrainState
@@ -66,9 +67,10 @@ def compile_assess(graphdef: nnx.GraphDef, frozen: Frozen, step: StepConfig, sha
     def assess(params, values, reference, language_model, head, tokens, mask, ref_tokens, ref_mask):
         if values is None and "value" in params:
             model = merge(graphdef, params)
-            values = model.values(tokens, mask, model.hidden(tokens, mask))[:, shapes.context - 1 : -1]
+            _, read = response_hidden(model, tokens, mask, shapes.context)
+            values = response_values(model, tokens, mask, read, shapes.context)
         ref = merge(frozen.graphdef, reference)
-        ref_hidden = ref.hidden(ref_tokens, ref_mask)[:, shapes.reasoned - 1 : -1]
+        ref_hidden, _ = response_hidden(ref, ref_tokens, ref_mask, shapes.reasoned)
         ref_logps = jax.nn.log_softmax(ref.logits(ref_hidden), axis=-1)
         lm_logp, natural = judge(
             frozen.graphdef, frozen.head_graphdef, language_model, head, tokens, mask, shapes.context
