@@ -28,6 +28,9 @@ class StepConfig:
     """Passes over each rollout."""
     minibatches: int = 4
     """Optimizer updates per pass; minibatches are strided, so every device count sees the same ones."""
+    accumulation_steps: int = 1
+    """Slices that a minibatch is cut into, whose gradients are added up: the same numbers in less memory, and one more
+    forward pass where the weights need gradient norms."""
     baseline: Literal["critic", "group_mean", "leave_one_out"] = "critic"
     """What returns are compared with: the critic's values (GAE), the mean over the sequences of the same prompt (GRPO),
     or the mean of the others among them (RLOO). The last two need no critic, but `group` in the rollout."""
@@ -59,6 +62,9 @@ class StepConfig:
     (exact, one more backward pass a stream), the head, or a virtual gain and bias before it."""
     norm_every: int = 1
     """Minibatches from one measurement of the norms, and update of the weights, to the next; 0: once a rollout."""
+    norm_for: Literal["streams", "objectives"] = "streams"
+    """Whose gradients are measured: all streams', or the objectives' alone, which is all that weights need: with
+    `norm_at = all` each costs a backward pass."""
     norm_of: Literal["total", "signal"] = "total"
     """Norm of the minibatch's gradients, or of their expectation, from inner products across two half batches."""
     norm_space: Literal["euclid", "adam"] = "euclid"
@@ -75,9 +81,9 @@ class StepConfig:
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"--step.objectives and --step.constraints name a stream twice: {', '.join(repeated)}")
-        for flag in ("epochs", "minibatches"):
+        for flag in ("epochs", "minibatches", "accumulation_steps"):
             if getattr(self, flag) < 1:
-                raise ValueError(f"--step.{flag} must be at least 1, not {getattr(self, flag)}")
+                raise ValueError(f"--step.{flag.replace('_', '-')} must be at least 1, not {getattr(self, flag)}")
         for flag, choices in _CHOICES.items():
             if getattr(self, flag) not in choices:
                 raise ValueError(
@@ -97,6 +103,11 @@ class StepConfig:
     def streams(self) -> tuple[str, ...]:
         """All H streams that have values and advantages: rewards, then the KL where it is a reward."""
         return self.reward_streams + (("kl",) if self.kl == "k1_reward" else ())
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The R streams whose gradients are measured."""
+        return self.streams if self.norm_for == "streams" else self.objectives
 
 
 def _clashes(config: StepConfig) -> Iterator[str]:

@@ -9,8 +9,9 @@ trunk. With final hidden states h_n, r_n = onehot(y_n) - p_n and u_n = W^T r_n, 
     last_layer   sum_n c_ni r_n h_n^T         the head itself
     all          sum_n c_ni grad log pi(y_n)  every parameter: exact, one backward pass a stream
 
-Their Gram matrices stand in for the exact one. Each function takes coefficients f32[S, T, R], zero on masked tokens,
-for R read-outs (the H streams, or their halves) and gives f32[R, R].
+Each `rows_*` takes coefficients f32[S, T, R], zero on masked tokens, for R read-outs (the H streams, or their halves)
+and gives R rows, sums over tokens: over slices of a batch and over devices they are added up. `gram` of the total is
+the matrix f32[R, R] of their inner products; the cheap forms' stand in for the exact one.
 """
 
 from __future__ import annotations
@@ -21,82 +22,98 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from morejax.collectives import psum
-
 _HIGHEST = jax.lax.Precision.HIGHEST  # matrix units would round float32 to TF32
 
 
-def gram_virtual(
-    coefficients: jax.Array, pulled: jax.Array, hidden: jax.Array, axis_name: str | None = None
-) -> jax.Array:
-    """Gram matrix at a virtual D x D layer before the head: G_ij = <sum_n c_ni u_n h_n^T, sum_n c_nj u_n h_n^T>.
+def rows_virtual(coefficients: jax.Array, pulled: jax.Array, hidden: jax.Array) -> jax.Array:
+    """Gradients of a virtual D x D layer before the head: sum_n c_ni u_n h_n^T.
 
     Args:
       coefficients: f32[S, T, R], c_ni, zero on masked tokens.
       pulled: f32[S, T, D], u_n, the head's pull of onehot(y_n) - p_n.
       hidden: f32[S, T, D], h_n.
-      axis_name: device axis to sum over.
 
     Returns:
-      f32[R, R].
+      f32[R, D * D].
     """
-    return _gram_outer(coefficients, pulled, hidden, axis_name)
+    return _outer(coefficients, pulled, hidden)
 
 
-def gram_last_layer(
-    coefficients: jax.Array, residual: jax.Array, hidden: jax.Array, axis_name: str | None = None
-) -> jax.Array:
-    """Gram matrix of the gradients of the head's own matrix f32[V, D]; a tied embedding counts as head only.
+def rows_last_layer(coefficients: jax.Array, residual: jax.Array, hidden: jax.Array) -> jax.Array:
+    """Gradients of the head's own matrix; a tied embedding counts as head only.
 
     Args:
       coefficients: f32[S, T, R].
       residual: f32[S, T, V], r_n = onehot(y_n) - p_n.
       hidden: f32[S, T, D].
-      axis_name: device axis to sum over.
 
     Returns:
-      f32[R, R].
+      f32[R, V * D].
     """
-    return _gram_outer(coefficients, residual, hidden, axis_name)
+    return _outer(coefficients, residual, hidden)
 
 
-def gram_final_norm(
-    coefficients: jax.Array, pulled: jax.Array, hidden: jax.Array, axis_name: str | None = None
-) -> jax.Array:
-    """Gram matrix at a virtual gain and bias of the final hidden states: the leanest form, 2D numbers a stream.
+def rows_final_norm(coefficients: jax.Array, pulled: jax.Array, hidden: jax.Array) -> jax.Array:
+    """Gradients of a virtual gain and bias of the final hidden states: the leanest form.
 
     They span what the gain and bias of a final norm span, whatever their values are by now.
 
-    Args and Returns: as `gram_virtual`.
+    Args: as `rows_virtual`.
+
+    Returns:
+      f32[R, 2 D].
     """
     streams, width = coefficients.shape[-1], hidden.shape[-1]
     parts = jnp.concatenate([pulled * hidden, pulled], axis=-1).reshape(-1, 2 * width)
-    rows = psum(jnp.matmul(coefficients.reshape(-1, streams).T, parts, precision=_HIGHEST), axis_name)
-    return _inner(rows)
+    return jnp.matmul(coefficients.reshape(-1, streams).T, parts, precision=_HIGHEST)
 
 
-def gram_all(
-    coefficients: jax.Array,
-    pull: Callable[[jax.Array], dict],
-    axis_name: str | None = None,
-    preconditioner: Any = None,
-) -> jax.Array:
-    """Gram matrix over all parameters, one backward pass a stream, one after the other.
+def rows_all(coefficients: jax.Array, pull: Callable[[jax.Array], Any]) -> Any:
+    """Gradients of all parameters, one backward pass a stream, one after the other.
 
     Args:
       coefficients: f32[S, T, R].
       pull: maps one stream's coefficients f32[S, T] to the gradient pytree of sum_n c_n log pi(y_n).
-      axis_name: device axis to sum over.
-      preconditioner: pytree like the gradients, multiplied into them (see `adam_preconditioner`); None: as they are.
+
+    Returns:
+      The gradient pytree with a leading axis R.
+    """
+    # One stream at a time: activations' cotangents are needed once, not once a stream.
+    return jax.lax.map(pull, jnp.moveaxis(coefficients, -1, 0))
+
+
+def gram(rows: Any, preconditioner: Any = None) -> jax.Array:
+    """Inner products of rows, summed over the leaves: G_ij = sum_p (d_p g_ip) (d_p g_jp).
+
+    Args:
+      rows: pytree of f32[R, ...], already summed over tokens, slices and devices.
+      preconditioner: d, a pytree like one row (see `adam_preconditioner`); None: 1 everywhere.
 
     Returns:
       f32[R, R].
     """
-    # One stream at a time: activations' cotangents are needed once, not once a stream.
-    gradients = psum(jax.lax.map(pull, jnp.moveaxis(coefficients, -1, 0)), axis_name)
     if preconditioner is not None:
-        gradients = jax.tree.map(lambda g, p: g * p[None], gradients, preconditioner)
-    return jnp.stack([_inner(leaf.reshape(leaf.shape[0], -1)) for leaf in jax.tree.leaves(gradients)]).sum(0)
+        rows = jax.tree.map(lambda g, p: g * p[None], rows, preconditioner)
+    flat = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(rows)]
+    return jnp.stack([jnp.matmul(leaf, leaf.T, precision=_HIGHEST) for leaf in flat]).sum(0)
+
+
+def combine_rows(rows: Any, mix: jax.Array) -> Any:
+    """Weighted sum of rows, sum_i a_i g_i, by leaf.
+
+    Args:
+      rows: pytree of f32[R, ...]; where R is twice the number of weights they are halves (see `split_halves`).
+      mix: f32[H].
+
+    Returns:
+      The pytree of one row.
+    """
+
+    def combined(leaf: jax.Array) -> jax.Array:
+        weights = jnp.tile(mix, leaf.shape[0] // mix.shape[0])
+        return jnp.tensordot(weights, leaf, axes=1, precision=_HIGHEST)
+
+    return jax.tree.map(combined, rows)
 
 
 def adam_preconditioner(opt_state: Any, params: Any, eps: float = 1e-2) -> Any:
@@ -156,14 +173,9 @@ def _has_moment(state: Any) -> bool:
     return hasattr(state, "nu")
 
 
-def _gram_outer(coefficients: jax.Array, left: jax.Array, right: jax.Array, axis_name: str | None) -> jax.Array:
-    """Gram matrix of sum_n c_ni left_n right_n^T, one matrix product a stream: the memory stays at one N x D."""
+def _outer(coefficients: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
+    """sum_n c_ni left_n right_n^T as rows, one matrix product a stream: the memory stays at one N x D."""
     streams = coefficients.shape[-1]
     left, right = left.reshape(-1, left.shape[-1]), right.reshape(-1, right.shape[-1])
     layers = jax.lax.map(lambda c: (left * c[:, None]).T @ right, coefficients.reshape(-1, streams).T)
-    return _inner(psum(layers.reshape(streams, -1), axis_name))
-
-
-def _inner(rows: jax.Array) -> jax.Array:
-    """Inner products f32[R, R] of rows f32[R, P]."""
-    return jnp.matmul(rows, rows.T, precision=_HIGHEST)
+    return layers.reshape(streams, -1)

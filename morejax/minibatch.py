@@ -1,11 +1,8 @@
-"""One minibatch of the step: forward, the streams' coefficients, their Gram matrix, weights, ONE backward, optimizer.
+"""One minibatch of the step: forward, the streams' norms, weights, ONE backward pass, optimizer.
 
-Every stream's surrogate has the gradient sum_n c_ni grad log pi(y_n), so all that the policy's backward pass needs is
-one scalar a token: the weighted sum of the streams' coefficients c_ni, times d log pi / d logits, plus the
-regularisers' cotangent. The weights are decided from the coefficients before that pass.
-
-Shape letters: B sequences of the minibatch, C context, T response positions, K objectives, M constraints, H = K + M, V
-vocabulary, D width.
+The weights are decided from the streams' coefficients before the backward pass that uses them. A minibatch may be cut
+into slices (`accumulation_steps`), whose sums are added up: the norms are of the whole minibatch, so weights that need
+them cost one more forward pass then.
 """
 
 from __future__ import annotations
@@ -17,41 +14,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from morejax import losses
-from morejax.collectives import masked_mean, psum
+from morejax.batch import Batch, Scales, strided
+from morejax.collectives import psum
 from morejax.config import StepConfig
-from morejax.gradients import (
-    adam_preconditioner,
-    gram_all,
-    gram_final_norm,
-    gram_last_layer,
-    gram_virtual,
-    signal_gram,
-    split_halves,
+from morejax.critic_gradient import critic_gradient
+from morejax.gradients import adam_preconditioner, combine_rows, gram, signal_gram
+from morejax.losses import mix_streams
+from morejax.models.split import Params
+from morejax.policy_gradient import (
+    Forward,
+    forward,
+    gradient_rows,
+    log_sums,
+    mixed,
+    pull,
+    regulariser,
+    stream_mix,
+    surrogate,
 )
-from morejax.lagrange import EXCLUSIVE, mixing_coefficients
-from morejax.models.response import response_hidden, response_values
-from morejax.models.split import Params, merge
-from morejax.reweight import WeightState, WeightStats, update_weights
-from morejax.rollout import token_logp
+from morejax.reweight import NEEDS_GRAM, WeightState, update_weights
 from morejax.state import TrainState
 
-
-class Batch(NamedTuple):
-    """What one minibatch needs; leading axis: sequences."""
-
-    tokens: jax.Array
-    mask: jax.Array
-    resp_mask: jax.Array
-    token_weights: jax.Array
-    half: jax.Array
-    logp_old: jax.Array
-    values_old: jax.Array | None
-    advantages: jax.Array
-    returns: jax.Array
-    applies: jax.Array
-    logp_ref: jax.Array | None
-    ref_logps: jax.Array | None
+Decision = tuple[jax.Array, WeightState]
+"""Gram matrix f32[R, R] of the measured streams' gradients, and the weights that follow from it."""
 
 
 class Learner(NamedTuple):
@@ -61,44 +46,38 @@ class Learner(NamedTuple):
     opt_state: Any
     weights: WeightState
     gram: jax.Array
-    """f32[H, H]: inner products of the streams' gradients when last measured."""
+    """f32[R, R]: inner products of the measured streams' gradients when last measured."""
     updates: jax.Array
     """i32[]: optimizer updates made in this step (early stop leaves some out)."""
     running: jax.Array
     """bool[]: still within `stop_kl`."""
 
 
-class Scales(NamedTuple):
-    """Constants of one step."""
+class Gradient(NamedTuple):
+    """What the backward pass leaves, summed over slices and devices."""
 
-    tokens: jax.Array
-    """f32[]: weight of the response tokens per minibatch (their number, or that of sequences), over all devices."""
-    stream_tokens: jax.Array
-    """f32[H]: of them, those whose sequence the stream applies to."""
-    multipliers: jax.Array
-    """f32[M]."""
-    stats: WeightStats
-    """What weights are decided from, but for the Gram matrix, which every minibatch measures."""
+    actor: Params
+    critic: Params
+    value_loss: jax.Array
+    """f32[]."""
+    sums: dict[str, jax.Array]
+    """Of what is logged, over tokens (`policy_gradient.log_sums`)."""
 
 
-class Forward(NamedTuple):
-    """The policy on a minibatch, and how to pull gradients back through it."""
+class Work(NamedTuple):
+    """One minibatch and what it is worked on with."""
 
-    hidden: jax.Array
-    """f32[B, T, D]: hidden states that predict the response."""
-    for_critic: jax.Array
-    """f32[B, T, D], or of all positions: what a critic on the policy's trunk reads."""
-    logps: jax.Array
-    """f32[B, T, V]: log-probabilities of every response position."""
-    logp: jax.Array
-    """f32[B, T]: of the sampled tokens; 0 on padding."""
-    residual: jax.Array
-    """f32[B, T, V]: d log pi(y) / d logits = onehot(y) - p."""
-    pulled: jax.Array
-    """f32[B, T, D]: pull of the residual through the head, d log pi(y) / d hidden."""
-    to_params: Callable[..., Params]
-    """(c f32[B, T], rest f32[B, T, V] or None) -> gradient of the actor of sum_n c_n log pi(y_n), and of what has the
-    cotangent `rest` at the logits: the only backward pass through the trunk."""
+    state: TrainState
+    """At the start of the step; its hyper-parameters, KL coefficient and structure."""
+    scales: Scales
+    config: StepConfig
+    axis_name: str | None
+    learner: Learner
+    actor: Params
+    critic: Params
+    batch: Batch
+    ahead: Forward | None
+    """The forward pass over all of it; None where it is cut into slices."""
 
 
 def update(
@@ -112,7 +91,7 @@ def update(
     """One minibatch.
 
     Args:
-      state: at the start of the step; its hyper-parameters, KL coefficient and structure.
+      state: at the start of the step.
       scales: constants of the step.
       config, axis_name: as in `train_step`.
       learner: what the minibatches before left.
@@ -121,173 +100,167 @@ def update(
     Returns:
       The new learner and what is logged of this minibatch.
     """
-    actor, critic = _parts(learner.params)
-    forward = _forward(state, actor, critic, batch)
-    rho = jnp.where(batch.resp_mask, losses.ratio(forward.logp, batch.logp_old), 1.0)
-    valid = batch.resp_mask[..., None] & batch.applies[:, None, :]
-    clip = (state.hyper.clip_low, state.hyper.clip_high, state.hyper.dual_clip)
-    # Every token's share of its stream's mean.
-    share = jnp.where(valid, batch.token_weights[..., None], 0.0) / scales.stream_tokens[None, None, :]
-    per_stream = jnp.where(valid, losses.surrogate_coefficients(rho, batch.advantages, *clip), 0.0)
-    coefficients = per_stream * share
-    gram, weights = _reweigh(state, scales, config, axis_name, learner, forward, coefficients, batch)
-    mix = stream_mix(config, weights.weights, scales.multipliers, state.kl_coef)
-    if config.clip == "per_stream":
-        combined = (coefficients * mix[None, None, :]).sum(-1)
-    else:
-        # The sum is clipped as one: every stream is first brought to the scale of its own mean.
-        scaled = jnp.where(valid, batch.advantages, 0.0) * share
-        combined = losses.mixed_coefficients(rho, scaled, mix, *clip)
-    along, rest, kl, entropy = _regulariser(state, scales, config, forward, batch)
-    actor_grads = psum(forward.to_params(along - combined, rest), axis_name)
-    value_loss, value_grads = _critic_gradient(state, scales, config, axis_name, actor, critic, forward, batch)
-    kl_old = masked_mean(_k3_old(forward.logp, batch), batch.resp_mask, axis_name)
+    actor = {name: part for name, part in learner.params.items() if name != "value"}
+    critic = {name: part for name, part in learner.params.items() if name == "value"}
+    ahead = forward(state, actor, critic, batch) if config.accumulation_steps == 1 else None
+    work = Work(state, scales, config, axis_name, learner, actor, critic, batch, ahead)
+    (gram, weights), gradient, ratio_max = _differentiate(work)
+    sums = gradient.sums
+    tokens, stream_tokens = (jnp.maximum(sums[name], 1.0) for name in ("tokens", "stream_tokens"))
+    kl_old = sums["kl_old"] / tokens
     # Not `kl_old <= stop`: a NaN must go on and be seen, not end the step in silence.
     running = learner.running & ~(kl_old > state.hyper.stop_kl)
-    learner, grad_norms = _advance(state, learner, weights, gram, actor_grads, value_grads, running)
-    surrogate = jnp.where(valid, losses.clipped_surrogate(rho, batch.advantages, *clip), 0.0) * share
-    clipped = (per_stream == 0) & valid & (batch.advantages != 0)
+    learner, grad_norms = _advance(state, learner, weights, gram, gradient.actor, gradient.critic, running)
     return learner, {
         "gram": gram,
         "weights": learner.weights.weights,
         "made": running.astype(jnp.float32),
-        "stream_loss": -psum(surrogate.sum((0, 1)), axis_name),
-        "clip_fraction": masked_mean(clipped.astype(jnp.float32), valid, axis_name, axis=(0, 1)),
-        "kl": masked_mean(kl, batch.resp_mask, axis_name),
+        "stream_loss": sums["stream_loss"],
+        "clip_fraction": sums["clipped"] / stream_tokens,
+        "kl": sums["kl"] / tokens,
         "kl_old": kl_old,
-        "entropy": masked_mean(entropy, batch.resp_mask, axis_name),
-        "value_loss": value_loss,
-        "ratio_max": _pmax(jnp.where(batch.resp_mask, rho, 0.0).max(), axis_name),
+        "entropy": sums["entropy"] / tokens,
+        "value_loss": gradient.value_loss,
+        "ratio_max": ratio_max,
         "grad_norm": grad_norms[0],
         "value_grad_norm": grad_norms[1],
     }
 
 
-def _parts(params: Params) -> tuple[Params, Params]:
-    """Actor (trunk and policy head) and critic."""
-    actor = {name: part for name, part in params.items() if name != "value"}
-    return actor, {name: part for name, part in params.items() if name == "value"}
-
-
-def _forward(state: TrainState, actor: Params, critic: Params, batch: Batch) -> Forward:
-    """Forward pass, split at the head, so that the head's pull can be used on its own."""
-    context = batch.tokens.shape[1] - batch.resp_mask.shape[1]
-    graphdef = state.graphdef
-    hidden, pull_trunk, for_critic = jax.vjp(
-        lambda actor: response_hidden(merge(graphdef, actor | critic), batch.tokens, batch.mask, context),
-        actor,
-        has_aux=True,
-    )
-    logits, pull_head = jax.vjp(lambda actor, hidden: merge(graphdef, actor | critic).logits(hidden), actor, hidden)
-    logps = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    tokens = batch.tokens[:, context:]
-
-    residual = jax.nn.one_hot(tokens, logps.shape[-1]) - jnp.exp(logps)
-    pulled = pull_head(residual.astype(logits.dtype))[1]
-
-    def at_head(coefficients: jax.Array, rest: jax.Array | None) -> tuple[Params, jax.Array]:
-        cotangent = coefficients[..., None] * residual
-        if rest is not None:
-            return pull_head((cotangent + rest).astype(logits.dtype))
-        # The residual has been pulled through the head already: what is left to do is one scalar a token.
-        return pull_head(cotangent.astype(logits.dtype))[0], coefficients[..., None].astype(pulled.dtype) * pulled
-
-    def to_params(coefficients: jax.Array, rest: jax.Array | None = None) -> Params:
-        head_grads, hidden_bar = at_head(coefficients, rest)
-        (trunk_grads,) = pull_trunk(hidden_bar.astype(hidden.dtype))
-        return jax.tree.map(jnp.add, head_grads, trunk_grads)
-
-    return Forward(
-        hidden=hidden,
-        for_critic=for_critic,
-        logps=logps,
-        logp=jnp.where(batch.resp_mask, token_logp(logps, tokens), 0.0),
-        residual=residual,
-        pulled=pulled,
-        to_params=to_params,
-    )
-
-
-def stream_mix(config: StepConfig, weights: jax.Array, multipliers: jax.Array, kl_coef: jax.Array) -> jax.Array:
-    """Coefficients f32[H] of all streams in the policy loss; the KL's, in nats, is not divided by 1 + Lambda."""
-    mix = mixing_coefficients(weights, multipliers, config.mix_norm, exclusive=config.multipliers in EXCLUSIVE)
-    return jnp.concatenate([*mix, kl_coef[None]] if config.kl == "k1_reward" else mix)
-
-
-def _reweigh(
-    state: TrainState,
-    scales: Scales,
-    config: StepConfig,
-    axis_name: str | None,
-    learner: Learner,
-    forward: Forward,
-    coefficients: jax.Array,
-    batch: Batch,
-) -> tuple[jax.Array, WeightState]:
-    """Measure the Gram matrix and move the weights, where this minibatch is one of those that do."""
-    objectives = len(config.objectives)
-
-    def measure() -> tuple[jax.Array, WeightState]:
-        gram = _gram(config, forward, coefficients, batch, axis_name, learner)
-        stats = replace(scales.stats, gram=gram[:objectives, :objectives])
-        return gram, update_weights(learner.weights, stats, config.weights, state.hyper.weighting)
-
+def _differentiate(work: Work) -> tuple[Decision, Gradient, jax.Array]:
+    """Measure the norms and move the weights, where this minibatch is one of those that do, and go back once."""
+    config, learner = work.config, work.learner
+    exact = config.norm_at == "all" and config.clip == "per_stream"
     if config.norm_every == 1:
-        return measure()
-    first = learner.updates == 0
-    due = first if config.norm_every == 0 else first | (learner.updates % config.norm_every == 0)
-    return jax.lax.cond(due, measure, lambda: (learner.gram, learner.weights))
+        if exact:
+            return _exact(work)
+        if config.weights not in NEEDS_GRAM:
+            return _at_once(work)
+        decision = _measure(work)
+        return decision, *_backward(work, decision[1])
+    due = learner.updates == 0
+    if config.norm_every > 1:
+        due |= learner.updates % config.norm_every == 0
+    kept = (learner.gram, learner.weights)
+    if exact:
+        return jax.lax.cond(due, lambda: _exact(work), lambda: (kept, *_backward(work, learner.weights)))
+    decision = jax.lax.cond(due, lambda: _measure(work), lambda: kept)
+    return decision, *_backward(work, decision[1])
 
 
-def _gram(
-    config: StepConfig,
-    forward: Forward,
-    coefficients: jax.Array,
-    batch: Batch,
-    axis_name: str | None,
-    learner: Learner,
-) -> jax.Array:
-    """Inner products f32[H, H] of the streams' gradients, where `norm_at` says."""
-    if config.norm_of == "signal":
-        coefficients = split_halves(coefficients, batch.half)
-    if config.norm_at == "all":
-        actor, _ = _parts(learner.params)
-        preconditioner = adam_preconditioner(learner.opt_state, actor) if config.norm_space == "adam" else None
-        gram = gram_all(coefficients, forward.to_params, axis_name, preconditioner)
-    else:
-        gram = _gram_at_head(config, forward, coefficients, batch, axis_name)
-    return signal_gram(gram) if config.norm_of == "signal" else gram
+def _measure(work: Work) -> Decision:
+    """The norms before the backward pass."""
+
+    def rows(ahead: Forward, batch: Batch):
+        terms = surrogate(work.state, work.scales, ahead, batch)
+        return gradient_rows(work.config, ahead, batch, terms.coefficients), jnp.float32(0.0)
+
+    return _decide(work, _over_slices(work, rows)[0])
 
 
-def _gram_at_head(config: StepConfig, forward: Forward, coefficients: jax.Array, batch: Batch, axis_name: str | None):
-    hidden = forward.hidden.astype(jnp.float32)
-    if config.norm_at == "last_layer":
-        return gram_last_layer(coefficients, forward.residual, hidden, axis_name)
-    pulled = forward.pulled.astype(jnp.float32)
-    return {"virtual": gram_virtual, "final_norm": gram_final_norm}[config.norm_at](
-        coefficients, pulled, hidden, axis_name
-    )
+def _backward(work: Work, weights: WeightState) -> tuple[Gradient, jax.Array]:
+    """The gradient for these weights."""
+    return _over_slices(work, lambda ahead, batch: _gradient(work, ahead, batch, weights))
 
 
-def _regulariser(
-    state: TrainState, scales: Scales, config: StepConfig, forward: Forward, batch: Batch
-) -> tuple[jax.Array, jax.Array | None, jax.Array, jax.Array]:
-    """Gradient of beta KL - c H by the logits, and KL and entropy per token f32[B, T], nats.
+def _at_once(work: Work) -> tuple[Decision, Gradient, jax.Array]:
+    """Weights that need no norms: these are measured beside the backward pass."""
+    _, weights = _decide(work, None)
 
-    Returns:
-      The part along d log pi(y) / d logits as a scalar a token f32[B, T], the rest f32[B, T, V] (None where there is
-      none), KL, entropy.
+    def both(ahead: Forward, batch: Batch):
+        terms = surrogate(work.state, work.scales, ahead, batch)
+        gradient, ratio_max = _gradient(work, ahead, batch, weights)
+        return (gradient_rows(work.config, ahead, batch, terms.coefficients), gradient), ratio_max
+
+    (rows, gradient), ratio_max = _over_slices(work, both)
+    return (_gram(work, rows), weights), gradient, ratio_max
+
+
+def _exact(work: Work) -> tuple[Decision, Gradient, jax.Array]:
+    """Norms over all parameters: the rows are gradients, and their weighted sum needs no pass of its own."""
+    state, config = work.state, work.config
+    measured = len(config.measured)
+
+    def mix(weights: WeightState) -> jax.Array:
+        return stream_mix(config, weights.weights, work.scales.multipliers, state.kl_coef)
+
+    def both(ahead: Forward, batch: Batch):
+        terms = surrogate(state, work.scales, ahead, batch)
+        rows = gradient_rows(config, ahead, batch, terms.coefficients)
+        others = None
+        if config.measured != config.streams:
+            # What multiplies the constraints does not depend on how objectives share their part: weights of before do.
+            others = mix_streams(terms.coefficients[..., measured:], mix(work.learner.weights)[measured:])
+        gradient, ratio_max = _gradient(work, ahead, batch, towards=others)
+        return (rows, gradient), ratio_max
+
+    (rows, gradient), ratio_max = _over_slices(work, both)
+    decision = _decide(work, rows)
+    objectives = combine_rows(rows, mix(decision[1])[:measured])
+    actor = jax.tree.map(jnp.subtract, gradient.actor, objectives)
+    return decision, gradient._replace(actor=actor), ratio_max
+
+
+def _gradient(
+    work: Work, ahead: Forward, batch: Batch, weights: WeightState | None = None, towards: jax.Array | None = None
+) -> tuple[Gradient, jax.Array]:
+    """Gradients of policy and critic on a slice and the sums of what is logged; and the largest importance ratio.
+
+    The policy's is towards the streams as weighed by `weights`, or along given coefficients f32[B, T], if any.
     """
-    share = jnp.where(batch.resp_mask, batch.token_weights / scales.tokens, 0.0)
-    kl, along, rest = _kl(config, batch, forward.logps, forward.logp)
-    entropy, entropy_grad = losses.entropy_and_grad(forward.logps)
-    parts = [] if rest is None else [state.kl_coef * rest]
-    if config.entropy_bonus:
-        parts.append(-state.hyper.entropy_coef * entropy_grad)
-    # A choice, not a product: the reference may hold anything on padding, and 0 x inf is not 0.
-    along = jnp.where(batch.resp_mask, state.kl_coef * along * share, 0.0)
-    rest = jnp.where(batch.resp_mask[..., None], sum(parts) * share[..., None], 0.0) if parts else None
-    return along, rest, kl, entropy
+    state, scales, config = work.state, work.scales, work.config
+    terms = surrogate(state, scales, ahead, batch)
+    extra = regulariser(state, scales, config, ahead, batch)
+    if weights is not None:
+        mix = stream_mix(config, weights.weights, scales.multipliers, state.kl_coef)
+        towards = mixed(state, config, terms, batch, mix)
+    value_loss, value_grads = critic_gradient(state, scales, config, work.actor, work.critic, ahead.for_critic, batch)
+    sums, ratio_max = log_sums(state, ahead, terms, extra, batch)
+    return Gradient(pull(ahead, extra, towards, work.actor), value_grads, value_loss, sums), ratio_max
+
+
+def _decide(work: Work, rows: Any) -> Decision:
+    """Gram matrix of the rows, and the weights moved by it; without rows the matrix is that of before."""
+    found = work.learner.gram if rows is None else _gram(work, rows)
+    objectives = len(work.config.objectives)
+    stats = replace(work.scales.stats, gram=found[:objectives, :objectives])
+    return found, update_weights(work.learner.weights, stats, work.config.weights, work.state.hyper.weighting)
+
+
+def _gram(work: Work, rows: Any) -> jax.Array:
+    config = work.config
+    preconditioner = None
+    if config.norm_space == "adam":
+        preconditioner = adam_preconditioner(work.learner.opt_state, work.actor)
+    matrix = gram(rows, preconditioner)
+    return signal_gram(matrix) if config.norm_of == "signal" else matrix
+
+
+def _over_slices(work: Work, function: Callable[[Forward, Batch], tuple[Any, jax.Array]]) -> tuple[Any, jax.Array]:
+    """Sum of the function's first result and maximum of its second, over slices and devices."""
+    if work.ahead is not None:
+        total, most = function(work.ahead, work.batch)
+    else:
+        total, most = _accumulate(work, function)
+    if work.axis_name is None:
+        return total, most
+    return psum(total, work.axis_name), jax.lax.pmax(most, work.axis_name)
+
+
+def _accumulate(work: Work, function: Callable[[Forward, Batch], tuple[Any, jax.Array]]) -> tuple[Any, jax.Array]:
+    """One slice after the other: activations of one of them are all that is kept."""
+    slices = strided(work.batch, work.config.accumulation_steps)
+
+    def one(batch: Batch) -> tuple[Any, jax.Array]:
+        return function(forward(work.state, work.actor, work.critic, batch), batch)
+
+    def step(total: Any, batch: Batch) -> tuple[Any, jax.Array]:
+        part, most = one(batch)
+        return jax.tree.map(jnp.add, total, part), most
+
+    shape, _ = jax.eval_shape(one, jax.tree.map(lambda x: x[0], slices))
+    total, most = jax.lax.scan(step, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape), slices)
+    return total, most.max()
 
 
 def _advance(
@@ -314,66 +287,6 @@ def _advance(
         running=running,
     )
     return moved, grad_norms
-
-
-def _kl(config: StepConfig, batch: Batch, logps: jax.Array, logp: jax.Array):
-    """KL to the reference per token f32[B, T], nats, and its gradient: along d log pi(y), and the rest (or None)."""
-    nothing = jnp.zeros_like(logp)
-    if config.kl == "full" and batch.ref_logps is not None:
-        kl, gradient = losses.kl_full_grad(logps, batch.ref_logps)
-        return kl, nothing, gradient
-    if batch.logp_ref is None:
-        return nothing, nothing, None
-    if config.kl in ("none", "k1_reward"):
-        return losses.kl_k3(logp, batch.logp_ref), nothing, None
-    estimator = {"k2": losses.kl_k2, "k3": losses.kl_k3}[config.kl]
-    return estimator(logp, batch.logp_ref), losses.kl_coefficient(config.kl, logp, batch.logp_ref), None
-
-
-def _pmax(x: jax.Array, axis_name: str | None) -> jax.Array:
-    return x if axis_name is None else jax.lax.pmax(x, axis_name)
-
-
-def _k3_old(logp: jax.Array, batch: Batch) -> jax.Array:
-    """KL(old || new) per token by k3 on samples of the old policy: rho - 1 - log rho."""
-    return losses.kl_k3(batch.logp_old, logp)
-
-
-def _critic_gradient(
-    state: TrainState,
-    scales: Scales,
-    config: StepConfig,
-    axis_name: str | None,
-    actor: Params,
-    critic: Params,
-    forward: Forward,
-    batch: Batch,
-) -> tuple[jax.Array, Params]:
-    """Loss of the critic f32[] and its gradient; 0 and nothing for a model without one."""
-    if not critic or batch.values_old is None:
-        return jnp.float32(0.0), {}
-    loss, gradient = jax.value_and_grad(
-        lambda critic: _value_loss(
-            state, merge(state.graphdef, actor | critic), batch, forward.for_critic, scales, config
-        )
-    )(critic)
-    return psum((loss, gradient), axis_name)
-
-
-def _value_loss(
-    state: TrainState, model: Any, batch: Batch, hidden: jax.Array, scales: Scales, config: StepConfig
-) -> jax.Array:
-    """Sum over streams of the mean clipped squared error, this device's part of it."""
-    context = batch.tokens.shape[1] - batch.resp_mask.shape[1]
-    values = response_values(model, batch.tokens, batch.mask, hidden, context)
-    valid = batch.resp_mask[..., None] & batch.applies[:, None, :]
-    clip = state.hyper.clip_value if config.value_clip else None
-    assert batch.values_old is not None  # no critic is trained without
-    # Masked before, not only after: the gradient of a NaN that `where` drops is still NaN.
-    returns, values_old = (jnp.where(valid, x, 0.0) for x in (batch.returns, batch.values_old))
-    loss = losses.value_loss(values, returns, values_old, clip)
-    share = batch.token_weights[..., None] / scales.stream_tokens[None, None, :]
-    return jnp.where(valid, loss * share, 0.0).sum()
 
 
 def _optimise(state: TrainState, learner: Learner, actor_grads: Params, value_grads: Params):

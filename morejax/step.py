@@ -19,10 +19,12 @@ import jax.numpy as jnp
 
 from morejax import advantages as adv
 from morejax import losses
+from morejax.batch import Batch, Scales, strided
 from morejax.collectives import masked_moments, psum
 from morejax.config import StepConfig
 from morejax.lagrange import hinge_applies, update_multipliers
-from morejax.minibatch import Batch, Learner, Scales, stream_mix, update
+from morejax.minibatch import Learner, update
+from morejax.policy_gradient import stream_mix
 from morejax.reweight import NEEDS_MOMENTS, WeightStats
 from morejax.rollout import Rollout
 from morejax.scores import mean_scores, score_moments, sequence_scores
@@ -42,7 +44,7 @@ def train_step(
 
     Args:
       state: from `init_state`; donate it when compiling.
-      rollout: S sequences, S a multiple of `config.minibatches` (on every device).
+      rollout: S sequences, S a multiple of `config.minibatches` x `config.accumulation_steps` (on every device).
       config: the structure of the step; static.
       axis_name: device axis when compiled by `pmap` or `shard_map`; None under plain `jit`, on any mesh.
 
@@ -74,7 +76,7 @@ def train_step(
         # The critic spoke in units of the scale before; its clip range is around that, in the new unit.
         rollout = rollout.replace(values_old=rollout.values_old * (before / state.value_scale)[None, None, :])
     scales = _scales(state, rollout, count, config, axis_name)
-    gram = jnp.zeros((len(config.streams),) * 2, jnp.float32)  # the first minibatch measures it
+    gram = jnp.zeros((len(config.measured),) * 2, jnp.float32)  # the first minibatch measures it
     learner = Learner(state.params, state.opt_state, state.weights, gram, jnp.int32(0), jnp.bool_(True))
     batches = _minibatches(rollout, advantages, returns, config, axis_name)
     one_update = partial(update, state, scales, config, axis_name)
@@ -115,9 +117,10 @@ def check(state: TrainState, rollout: Rollout, config: StepConfig) -> None:
     if (rollout.dialogue is None) != (rollout.turn is None):
         missing = "dialogue" if rollout.dialogue is None else "turn"
         raise ValueError(f"discounting over turns needs rollout.dialogue and rollout.turn, and {missing} is missing")
-    if sequences % config.minibatches:
+    if sequences % (config.minibatches * config.accumulation_steps):
         raise ValueError(
-            f"{sequences} sequences (on each device) do not divide into step.minibatches = {config.minibatches}"
+            f"{sequences} sequences (on each device) do not divide into step.minibatches = {config.minibatches} of "
+            f"step.accumulation_steps = {config.accumulation_steps} slices"
         )
     for name, expected, meaning in _shapes(rollout, config):
         value = getattr(rollout, name)
@@ -333,7 +336,7 @@ def _minibatches(
         logp_ref=rollout.logp_ref,
         ref_logps=rollout.ref_logps if config.kl == "full" else None,
     )
-    return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+    return strided(batch, count)
 
 
 def _steer_kl(state: TrainState, kl: jax.Array, config: StepConfig) -> TrainState:

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from morejax import losses
+from morejax.batch import Scales
 from morejax.config import StepConfig
 from morejax.lagrange import MultiplierState
-from morejax.minibatch import Scales, stream_mix
+from morejax.policy_gradient import stream_mix
 from morejax.reweight import alignment, cosines, deficit, norms, shares
 from morejax.state import TrainState
 
@@ -41,21 +42,15 @@ def step_metrics(
     mean = mean_over_updates(logs)
     gram, weights = mean["gram"], logs["weights"][-1, -1]
     mix = stream_mix(config, weights, scales.multipliers, state.kl_coef)
-    length, cosine, share = norms(gram), cosines(gram), shares(mix, gram)
-    left, aligned = deficit(scales.stats), alignment(mix, gram)
+    left = deficit(scales.stats)
     unwhitened = _raw_multipliers(config, state, weights, multipliers.value)
-    out = {}
+    out = _gradient_metrics(config, gram, mix)
     for i, name in enumerate(config.streams):
-        out[f"grad_norm/{name}"] = length[i]
-        out[f"share/{name}"] = share[i]
-        out[f"alignment/{name}"] = aligned[i]
         out[f"stream_loss/{name}"] = mean["stream_loss"][i]
         out[f"clip_fraction/{name}"] = mean["clip_fraction"][i]
         if explained is not None:
             out[f"explained_variance/{name}"] = explained[i]
         out[f"advantage_sigma/{name}"] = state.running_sigma[i]
-        for j in range(i + 1, len(config.streams)):
-            out[f"cosine/{name}/{config.streams[j]}"] = cosine[i, j]
     for i, name in enumerate(config.reward_streams):
         out[f"J/{name}"] = score[i]
     for k, name in enumerate(config.objectives):
@@ -72,6 +67,21 @@ def step_metrics(
     out["ratio_max"] = logs["ratio_max"].max()
     for name in ("kl", "kl_old", "entropy", "value_loss", "grad_norm", "value_grad_norm"):
         out[name] = mean[name]
+    return out
+
+
+def _gradient_metrics(config: StepConfig, gram: jax.Array, mix: jax.Array) -> dict[str, jax.Array]:
+    """What the Gram matrix says of the measured streams; of their shares in the update only where all are measured."""
+    length, cosine = norms(gram), cosines(gram)
+    out = {}
+    for i, name in enumerate(config.measured):
+        out[f"grad_norm/{name}"] = length[i]
+        for j in range(i + 1, len(config.measured)):
+            out[f"cosine/{name}/{config.measured[j]}"] = cosine[i, j]
+    if config.measured == config.streams:
+        share, aligned = shares(mix, gram), alignment(mix, gram)
+        out |= {f"share/{name}": share[i] for i, name in enumerate(config.streams)}
+        out |= {f"alignment/{name}": aligned[i] for i, name in enumerate(config.streams)}
     return out
 
 

@@ -237,24 +237,27 @@ def metrics(state, old, mean, logs, j, violations, explained, thresholds, config
         )
     )
     out = {}
-    for i, name in enumerate(config.streams):
+    for i in range(len(lengths)):
+        name = config.streams[i]
         out[f"grad_norm/{name}"] = lengths[i]
-        out[f"share/{name}"] = coefficients[i] * lengths[i] / (coefficients @ lengths)
-        out[f"alignment/{name}"] = gram[i] @ coefficients
+        if len(lengths) == len(config.streams):
+            out[f"share/{name}"] = coefficients[i] * lengths[i] / (coefficients @ lengths)
+            out[f"alignment/{name}"] = gram[i] @ coefficients
+        for other in range(i + 1, len(lengths)):
+            product = lengths[i] * lengths[other]
+            cosine = np.clip(gram[i, other] / product, -1, 1) if product > 0 else 0.0
+            out[f"cosine/{name}/{config.streams[other]}"] = cosine
+    for i, name in enumerate(config.streams):
         out[f"stream_loss/{name}"] = mean["stream_loss"][i]
         out[f"clip_fraction/{name}"] = mean["clip_fraction"][i]
         out[f"advantage_sigma/{name}"] = state["running_sigma"][i]
         if explained is not None:
             out[f"explained_variance/{name}"] = explained[i]
-        for other in range(i + 1, len(lengths)):
-            product = lengths[i] * lengths[other]
-            cosine = np.clip(gram[i, other] / product, -1, 1) if product > 0 else 0.0
-            out[f"cosine/{name}/{config.streams[other]}"] = cosine
     for name, value in zip(config.objectives + config.constraints, j, strict=True):
         out[f"J/{name}"] = value
     for k, name in enumerate(config.objectives):
         out[f"weight/{name}"], out[f"deficit/{name}"] = weights[k], left[k]
-    sigma = state["running_sigma"] if config.adv_norm == "stream" else np.ones(len(lengths))
+    sigma = state["running_sigma"] if config.adv_norm == "stream" else np.ones(len(config.streams))
     unit = (weights / sigma[:objectives]).sum() if config.adv_norm == "stream" else 1.0
     for m, name in enumerate(config.constraints):
         out[f"constraint/{name}/score_ema"] = state["multipliers"]["ema_score"][m]

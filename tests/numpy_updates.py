@@ -250,8 +250,9 @@ class Updates:
         every = self.config.norm_every
         if self.made and (every == 0 or self.made % every):
             return
-        self.gram = self.measure(actor, rows)
         objectives = len(self.config.objectives)
+        asked = objectives if self.config.norm_for == "objectives" else None
+        self.gram = self.measure(actor, rows)[:asked, :asked]
         stats = SimpleNamespace(**vars(self.stats) | {"gram": self.gram[:objectives, :objectives]})
         self.weights = rules.move_weights(self.weights, stats, self.config.weights, self.numbers)
 

@@ -63,6 +63,11 @@ CONFIGS = {
     "mixed_rloo": dict(clip="mixed", weights="fixed", baseline="leave_one_out", adv_norm="after", kl="k3",
                        loss_mean="sequence", multipliers="exp", kl_controller="multiplier"),
     "mixed_kl": dict(clip="mixed", weights="fixed", kl="k1_reward", adv_norm="none", loss_mean="sequence"),
+    "lean_exact": dict(norm_at="all", norm_for="objectives", kl="k3", accumulation_steps=2),
+    "lean_signal": dict(norm_for="objectives", norm_of="signal", accumulation_steps=4, norm_every=2),
+    "exact_slices": dict(norm_at="all", kl="none", accumulation_steps=2, norm_every=2, weights="mgda"),
+    "fixed_slices": dict(weights="fixed", kl="k2", accumulation_steps=2, norm_at="last_layer", loss_mean="sequence"),
+    "mixed_slices": dict(clip="mixed", weights="fixed", norm_at="all", accumulation_steps=4, entropy_bonus=True),
 }  # fmt: skip
 NUMBERS = {
     "default": dict(multiplier_kd=3.0, multiplier_dead_band=0.4, decay_steps=2, weight_alpha=0.7,
@@ -78,6 +83,7 @@ NUMBERS = {
     "spread": dict(stop_kl=0.035, weight_power=2.0),
     "forgotten": dict(warmup_steps=1, weight_corr_target=0.9, sigma_floor=0.95, weight_cap=0.36),
     "mixed_kl": dict(gamma_turn=0.5, dual_clip=2.0),
+    "mixed_slices": dict(entropy_coef=0.03),
 }  # fmt: skip
 COMMON = dict(
     learning_rate=0.02, value_learning_rate=0.03, max_grad_norm=MAX_GRAD_NORM, warmup_steps=0, stop_kl=1e9,
@@ -269,6 +275,7 @@ def test_every_variant_has_a_golden_run():
         choices = get_args(hint) if get_origin(hint) is Literal else {bool: (True, False)}.get(hint, ())
         assert set(choices) <= {getattr(config, field) for config in configs}, field
     assert {config.norm_every for config in configs} == {0, 1, 2, 3}
+    assert {config.accumulation_steps for config in configs} == {1, 2, 4}
     assert len(CONFIGS) >= 12
 
 

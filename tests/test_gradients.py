@@ -10,14 +10,19 @@ import numpy as np
 import optax
 import pytest
 
+from morejax.collectives import psum
 from morejax.gradients import (
     adam_preconditioner,
-    gram_all,
-    gram_final_norm,
-    gram_last_layer,
-    gram_virtual,
+    combine_rows,
+    rows_all,
+    rows_final_norm,
+    rows_last_layer,
+    rows_virtual,
     signal_gram,
     split_halves,
+)
+from morejax.gradients import (
+    gram as gram_of,
 )
 from morejax.models import merge
 
@@ -222,14 +227,15 @@ def test_gram_matrix_is_that_of_separate_gradients(core, run, name, norm_at):
 
 def test_virtual_gram_by_hand():
     """One token, D = 2: u h^T = [[3, 4], [6, 8]] has squared norm 125; coefficients 1 and -2 scale it."""
-    gram = gram_virtual(jnp.array([[[1.0, -2.0]]]), pulled=jnp.array([[[1.0, 2.0]]]), hidden=jnp.array([[[3.0, 4.0]]]))
+    pulled, hidden = jnp.array([[[1.0, 2.0]]]), jnp.array([[[3.0, 4.0]]])
+    gram = gram_of(rows_virtual(jnp.array([[[1.0, -2.0]]]), pulled, hidden))
     np.testing.assert_allclose(gram, [[125.0, -250.0], [-250.0, 500.0]], rtol=1e-6)
 
 
 def test_virtual_gram_sums_over_tokens_before_the_product():
     """Two tokens with opposite coefficients and equal u and h cancel: the norm is of the sum, not a sum of norms."""
     pulled, hidden = jnp.ones((1, 2, 3)), jnp.ones((1, 2, 3))
-    gram = gram_virtual(jnp.array([[[1.0, 1.0], [-1.0, 1.0]]]), pulled, hidden)
+    gram = gram_of(rows_virtual(jnp.array([[[1.0, 1.0], [-1.0, 1.0]]]), pulled, hidden))
     np.testing.assert_allclose(gram, [[0.0, 0.0], [0.0, 36.0]], atol=1e-6)
 
 
@@ -240,8 +246,12 @@ def test_all_gram_by_hand():
         return {"a": c.sum()[None], "b": 3.0 * c[:, 1:].sum(1)}
 
     coefficients = jnp.array([[[1.0, 1.0], [0.0, 2.0]]])
-    np.testing.assert_allclose(gram_all(coefficients, pull), [[1.0, 3.0], [3.0, 45.0]])
-    scaled = gram_all(coefficients, pull, preconditioner={"a": jnp.array([2.0]), "b": jnp.array([0.5])})
+    rows = rows_all(coefficients, pull)
+    np.testing.assert_allclose(gram_of(rows), [[1.0, 3.0], [3.0, 45.0]])
+    mixed = combine_rows(rows, jnp.array([2.0, 1.0]))
+    np.testing.assert_allclose(mixed["a"], [5.0])
+    np.testing.assert_allclose(mixed["b"], [6.0])
+    scaled = gram_of(rows, preconditioner={"a": jnp.array([2.0]), "b": jnp.array([0.5])})
     np.testing.assert_allclose(scaled, [[4.0, 12.0], [12.0, 36.0 + 9.0]])
 
 
@@ -249,8 +259,8 @@ def test_last_layer_and_final_norm_by_hand():
     """One token: r = (1, -1), u = (2, 0), h = (3, 4). |r|^2 |h|^2 = 50; [u h, u] = (6, 0, 2, 0), squared 40."""
     c, h = jnp.array([[[1.0, -2.0]]]), jnp.array([[[3.0, 4.0]]])
     signs = np.array([[1.0, -2.0], [-2.0, 4.0]])
-    np.testing.assert_allclose(gram_last_layer(c, jnp.array([[[1.0, -1.0]]]), h), 50 * signs, rtol=1e-6)
-    np.testing.assert_allclose(gram_final_norm(c, jnp.array([[[2.0, 0.0]]]), h), 40 * signs, rtol=1e-6)
+    np.testing.assert_allclose(gram_of(rows_last_layer(c, jnp.array([[[1.0, -1.0]]]), h)), 50 * signs, rtol=1e-6)
+    np.testing.assert_allclose(gram_of(rows_final_norm(c, jnp.array([[[2.0, 0.0]]]), h)), 40 * signs, rtol=1e-6)
 
 
 def test_adam_preconditioner_by_hand(core):
@@ -295,10 +305,13 @@ def test_gram_over_devices_is_that_of_the_whole_batch(kind):
     c, u, h = (rng.normal(size=(16, 3, size)).astype(np.float32) for size in (4, 6, 6))
 
     def gram(c, u, h, axis_name=None):
-        if kind != "all":
-            form = {"virtual": gram_virtual, "final_norm": gram_final_norm, "last_layer": gram_last_layer}[kind]
-            return form(c, u, h, axis_name)
-        return gram_all(c, lambda one: {"w": (one[..., None] * u * h).sum((0, 1))}, axis_name)
+        if kind == "all":
+            rows = rows_all(c, lambda one: {"w": (one[..., None] * u * h).sum((0, 1))})
+        else:
+            rows = {"virtual": rows_virtual, "final_norm": rows_final_norm, "last_layer": rows_last_layer}[kind](
+                c, u, h
+            )
+        return gram_of(psum(rows, axis_name))
 
     parts = [x.reshape(8, 2, *x.shape[1:]) for x in (c, u, h)]
     split = jax.pmap(lambda *x: gram(*x, axis_name="i"), axis_name="i")(*parts)
