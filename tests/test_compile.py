@@ -119,6 +119,29 @@ def test_a_mesh_trains_like_one_device(core, single, on_mesh, backend, shape):
     agree(train(core, *on_mesh(backend, shape)), single)
 
 
+@pytest.mark.parametrize("layout", [("jit", None), ("jit", (2, 2, 2)), ("shard_map", (8, 1, 1))], ids=str)
+@pytest.mark.parametrize("weights", ["gradnorm_cf", "fixed"])
+def test_slices_of_a_minibatch_train_like_the_whole(core, layout, weights):
+    """Gradient accumulation: with weights that need the norms (two passes) and with such that do not (one)."""
+    backend, shape = layout
+    whole, cut = (core.config(weights=weights, accumulation_steps=steps) for steps in (1, 2))
+    state, options = core.state(whole, numbers_of(core)), core.fast_compile()
+
+    def twice(rollout):
+        """One sequence for every device, minibatch and slice."""
+        return jax.tree.map(lambda x: np.concatenate([x, x[::-1]]), rollout)
+
+    expected = train(core, compile_step(whole, donate=False, compiler_options=options), state, twice)
+    if shape is None:
+        agree(train(core, compile_step(cut, compiler_options=options), state, twice), expected)
+        return
+    mesh = make_mesh(*shape)
+    step = compile_step(cut, backend=backend, mesh=mesh, state=state, compiler_options=options)
+    where = rollout_sharding(mesh)
+    state = jax.device_put(state, state_shardings(mesh, state))
+    agree(train(core, step, state, lambda rollout: jax.device_put(twice(rollout), where)), expected)
+
+
 # What else is summed, gathered or counted over devices: statistics of groups and dialogues that lie on two devices,
 # halves of a minibatch, norms over all parameters, moments of the scores.
 VARIANTS = (
