@@ -102,10 +102,11 @@ def test_the_floor_is_that_of_the_formulas():
 def test_utilisation_by_hand():
     timing, base = Timing(wall=[0.3, 0.2, 0.4], cpu=[0.5, 0.4, 0.6]), Timing(wall=[0.1, 0.2, 0.2], cpu=[0.2, 0.2, 0.1])
     assert ratio(timing, base) == 2.0
-    found = utilisation(timing, 3e9, base, 2e9)
+    found = utilisation(timing, 3e9, 4.5e9, base, 2e9)
     assert found["ms"] == 300.0
     assert found["peak_gflops"] == 20.0
     assert found["mfu"] == pytest.approx(0.5)
+    assert found["hfu"] == pytest.approx(0.75)
     assert found["mfu_cpu"] == pytest.approx((3e9 / 0.5) / (2e9 / 0.1))
 
 
@@ -143,6 +144,28 @@ def test_plain_is_not_charged_for_the_gradients_of_streams():
     assert with_streams.flops - without.flops > 2 * 32 * 16 * 16
 
 
+def test_exact_norms_of_objectives_cost_a_backward_pass_each():
+    """Of 6 streams, K = 4 are measured: 4 + 1 pulls instead of 6 + 1 (the regulariser's); plain PPO has one."""
+    flops = {}
+    for variant in ("plain", "exact", "exact_streams"):
+        config = step_config(variant, minibatches=1, kl="k3")
+        state, rollout = make_state(TINY, config, "shared"), make_rollout(TINY, config)
+        flops[variant] = step.compile_variant(config, state, rollout, streams=variant != "plain").flops
+    pull = (flops["exact_streams"] - flops["exact"]) / 2
+    assert flops["exact"] - flops["plain"] == pytest.approx(4 * pull, rel=0.1)
+
+
+def test_a_profile_names_the_products(capsys):
+    assert cli.main(["step", "--size", "tiny", "--variants", "more", "--minibatches", "2", "--profile", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {line["bench"] for line in lines} == {"profile"}
+    assert [line["ms"] for line in lines] == sorted((line["ms"] for line in lines), reverse=True)
+    assert sum(line["share"] for line in lines) == pytest.approx(1.0, abs=0.05)
+    products = [line for line in lines if line["kind"] == "product"]
+    assert products
+    assert all("dot_general" in line["source"] for line in products)
+
+
 def test_the_command_prints_one_json_line_a_variant(capsys):
     flags = ["step", "--size", "tiny", "--rounds", "1", "--minibatches", "2", "--variants", "plain", "more", "--json"]
     assert cli.main(flags) == 0
@@ -152,7 +175,7 @@ def test_the_command_prints_one_json_line_a_variant(capsys):
         assert line["bench"] == "step"
         assert (line["size"], line["critic"], line["minibatches"], line["rounds"]) == ("tiny", "shared", 2, 1)
         assert line["flops"] > line["model_flops"] > 0
-        assert min(line[key] for key in ("ms", "temp_bytes", "mfu", "peak_gflops", "compile_s")) > 0
+        assert min(line[key] for key in ("ms", "temp_bytes", "mfu", "hfu", "peak_gflops", "compile_s")) > 0
         assert line["device"]
     assert lines[0]["flops_ratio"] == 1.0 < lines[1]["flops_ratio"] < 1.5
 

@@ -28,9 +28,11 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m morejax.bench", description=__doc__)
     benches = root.add_subparsers(dest="bench", required=True)
     of_step = benches.add_parser("step", parents=[common], help="train_step against plain PPO")
-    of_step.add_argument("--variants", nargs="+", choices=step.VARIANTS, default=list(step.VARIANTS))
+    of_step.add_argument("--variants", nargs="+", choices=step.VARIANTS, default=["plain", "more", "exact"])
     of_step.add_argument("--critic", choices=("shared", "own"), default="shared")
     of_step.add_argument("--norm-at", choices=("virtual", "final_norm", "last_layer"), default="virtual")
+    of_step.add_argument("--accumulation-steps", type=int, default=1, help="slices of a minibatch")
+    of_step.add_argument("--profile", action="store_true", help="time each operation of the variants instead")
     of_step.add_argument("--plot", type=Path, metavar="DIR", help="sweep batch and depth instead, and draw them there")
     of_step.add_argument("--batches", nargs="+", type=int, default=[8, 16, 32, 64], help="of --plot")
     of_step.add_argument("--depths", nargs="+", type=int, default=[4, 8, 16, 48], help="of --plot")
@@ -48,7 +50,16 @@ def main(arguments: Sequence[str]) -> int:
         bench = iteration.IterationBench(critics=tuple(flags.critic), forms=tuple(flags.forms), **shared)
         _show(iteration.run(bench), flags.json)
         return 0
-    bench = step.StepBench(variants=tuple(flags.variants), critic=flags.critic, norm_at=flags.norm_at, **shared)
+    bench = step.StepBench(
+        variants=tuple(flags.variants),
+        critic=flags.critic,
+        norm_at=flags.norm_at,
+        accumulation_steps=flags.accumulation_steps,
+        **shared,
+    )
+    if flags.profile:
+        _show(step.profiles(bench), flags.json)
+        return 0
     if flags.plot is None:
         _show(step.run(bench), flags.json)
         return 0
@@ -71,12 +82,16 @@ def _show(records: Iterable[dict[str, Any]], as_json: bool) -> list[dict[str, An
 
 def _line(record: dict[str, Any]) -> str:
     """A record for people."""
+    if record["bench"] == "profile":
+        return (
+            f"{record['ms']:9.2f} ms {record['share']:6.1%} x{record['runs']:<4} {record['op']:32} {record['source']}"
+        )
     name = "/".join(str(record[key]) for key in ("size", "variant", "critic", "form") if key in record)
     parts = [
         f"{name:24} {record['ms']:10.1f} ms  {record['flops'] / 1e9:9.2f} GFLOP"
         f"  {record['temp_bytes'] / 2**20:9.1f} MiB  compiled in {record['compile_s']:.1f} s"
     ]
-    parts += [f"{key} {record[key]}" for key in ("layers", "sequences", "mfu", "tokens_per_s") if key in record]
+    parts += [f"{key} {record[key]}" for key in ("layers", "sequences", "mfu", "hfu", "tokens_per_s") if key in record]
     parts += [f"{key} {value}" for key, value in record.items() if key.endswith("_ratio")]
     return "  ".join(parts)
 

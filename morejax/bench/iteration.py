@@ -47,6 +47,7 @@ def run(bench: IterationBench) -> Iterator[dict[str, Any]]:
     timings = interleaved(calls | {"matmul": product}, bench.rounds)
     for (critic, form), parts in programs.items():
         timing, least = timings[f"{critic}/{form}"], iteration_flops(size, critic)
+        compiled = sum(part.flops for part in parts)
         record = {
             "bench": "iteration",
             "size": bench.size,
@@ -56,12 +57,12 @@ def run(bench: IterationBench) -> Iterator[dict[str, Any]]:
             "kl": bench.kl,
             "dtype": bench.dtype,
             "tokens_per_s": round(1e3 * size.sequences * size.response / timing.milliseconds, 1),
-            "flops": sum(part.flops for part in parts),
+            "flops": compiled,
             "temp_bytes": max(part.temp_bytes for part in parts),
             "model_flops": least,
             "compile_s": round(sum(part.compile_seconds for part in parts), 2),
             "rounds": bench.rounds,
-        } | utilisation(timing, least, timings["matmul"], product_flops)
+        } | utilisation(timing, least, compiled, timings["matmul"], product_flops)
         if form == "program" and f"{critic}/parts" in timings:
             record["parts_ratio"] = round(ratio(timing, timings[f"{critic}/parts"]), 3)
         yield record | machine()

@@ -102,24 +102,28 @@ def matmul(dtype: str) -> tuple[Callable[[], Any], float]:
     return partial(jax.jit(jnp.matmul), left, right), 2.0 * size**3
 
 
-def utilisation(timing: Timing, least: float, product: Timing, product_flops: float) -> dict[str, float]:
-    """Milliseconds of a program, and the least FLOPs it needs over what the device can do.
+def utilisation(
+    timing: Timing, least: float, compiled: float, product: Timing, product_flops: float
+) -> dict[str, float]:
+    """Milliseconds of a program, and its FLOPs over what the device can do.
 
-        mfu = model FLOPs / (time x peak)
+        mfu = model FLOPs / (time x peak),   hfu = compiled FLOPs / (time x peak)
 
     Args:
       timing: of the program.
       least: its model FLOPs.
+      compiled: FLOPs of its matrix products as compiled.
       product, product_flops: timing and FLOPs of `matmul`, from the same process.
 
     Returns:
-      `ms`, `mfu`, `peak_gflops` on the clock; on CPU also `cpu_ms` and `mfu_cpu`, in CPU seconds of all threads: what
-      is left of a measurement while other processes share the cores.
+      `ms`, `mfu`, `hfu`, `peak_gflops` on the clock; on CPU also `cpu_ms` and `mfu_cpu`, in CPU seconds of all
+      threads: what is left of a measurement while other processes share the cores.
     """
     peak = peak_gflops(product, product_flops)
     found = {
         "ms": round(timing.milliseconds, 2),
         "mfu": round(least / (timing.milliseconds * 1e6) / peak, 4),
+        "hfu": round(compiled / (timing.milliseconds * 1e6) / peak, 4),
         "peak_gflops": round(peak, 1),
     }
     if jax.default_backend() == "cpu":

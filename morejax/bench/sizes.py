@@ -69,7 +69,11 @@ def head_flops(size: Size) -> float:
 
 
 def update_flops(size: Size, critic: str) -> float:
-    """Least FLOPs of one pass of training over the batch: three forward passes of everything that learns."""
+    """Model FLOPs of one pass of training over the batch: three forward passes of everything that learns.
+
+    The usual count, with every position in every block. The step itself computes less: its last block leaves out what
+    it would make of the context, which nobody reads (`hfu` counts what is computed).
+    """
     trunks = 2 if critic == "own" else 1
     return 3.0 * (trunks * trunk_flops(size, size.length) + head_flops(size))
 

@@ -9,12 +9,13 @@ from typing import Any
 import jax
 
 from morejax.bench.measure import Program, compile_program, interleaved, machine, matmul, ratio, utilisation
+from morejax.bench.profile import profile
 from morejax.bench.sizes import SIZES, Size, update_flops
 from morejax.bench.workload import make_rollout, make_state, step_config
 from morejax.config import StepConfig
 from morejax.step import train_step
 
-VARIANTS = ("plain", "more", "exact")
+VARIANTS = ("plain", "more", "exact", "exact_streams")
 
 _OF_GRADIENTS = ("grad_norm/", "share/", "alignment/", "cosine/", "gram")
 
@@ -30,6 +31,7 @@ class StepBench:
     minibatches: int = 4
     kl: str = "k3"
     norm_at: str = "virtual"
+    accumulation_steps: int = 1
     dtype: str = "float32"
     scan: bool = False
     """Layers by `lax.scan`."""
@@ -67,7 +69,7 @@ def run(bench: StepBench) -> Iterator[dict[str, Any]]:
     for variant in bench.variants:
         timing, program = timings[variant], programs[variant]
         record = _record(bench, variant, program) | {"model_flops": least, "rounds": bench.rounds}
-        record |= utilisation(timing, least, timings["matmul"], product_flops)
+        record |= utilisation(timing, least, program.flops, timings["matmul"], product_flops)
         if "plain" in programs:
             base = programs["plain"]
             record |= {
@@ -79,7 +81,13 @@ def run(bench: StepBench) -> Iterator[dict[str, Any]]:
 
 
 def _prepare(bench: StepBench, size: Size, variant: str) -> tuple[Program, Callable[[], Any]]:
-    config = step_config(variant, minibatches=bench.minibatches, kl=bench.kl, norm_at=bench.norm_at)
+    config = step_config(
+        variant,
+        minibatches=bench.minibatches,
+        kl=bench.kl,
+        norm_at=bench.norm_at,
+        accumulation_steps=bench.accumulation_steps,
+    )
     state = make_state(size, config, bench.critic, dtype=bench.dtype, scan=bench.scan)
     rollout = make_rollout(size, config)
     program = compile_variant(config, state, rollout, streams=variant != "plain")
@@ -99,6 +107,7 @@ def _record(bench: StepBench, variant: str, program: Program) -> dict[str, Any]:
         "variant": variant,
         "critic": bench.critic,
         "minibatches": bench.minibatches,
+        "accumulation_steps": bench.accumulation_steps,
         "kl": bench.kl,
         "dtype": bench.dtype,
         "layers_by": "scan" if bench.scan else "unrolled",
@@ -106,6 +115,16 @@ def _record(bench: StepBench, variant: str, program: Program) -> dict[str, Any]:
         "temp_bytes": program.temp_bytes,
         "compile_s": round(program.compile_seconds, 2),
     }
+
+
+def profiles(bench: StepBench) -> Iterator[dict[str, Any]]:
+    """One record an operation of each variant, the dearest first."""
+    for variant in bench.variants:
+        program, call = _prepare(bench, SIZES[bench.size], variant)
+        jax.block_until_ready(call())
+        head = {"bench": "profile", "size": bench.size, "variant": variant, "critic": bench.critic}
+        for record in profile(call, program.run.as_text()):
+            yield head | record | machine()
 
 
 def sweep(bench: StepBench, batches: tuple[int, ...], depths: tuple[int, ...]) -> Iterator[dict[str, Any]]:

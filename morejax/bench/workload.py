@@ -22,25 +22,39 @@ OBJECTIVES = ("overlap", "likely", "licensed", "varied")
 CONSTRAINTS = ("says", "short")
 
 
-def step_config(variant: str, *, minibatches: int, kl: str, norm_at: str = "virtual") -> StepConfig:
+def step_config(
+    variant: str, *, minibatches: int, kl: str, norm_at: str = "virtual", accumulation_steps: int = 1
+) -> StepConfig:
     """Configs that differ in nothing but what is measured.
 
     Args:
       variant: `plain`: PPO on one stream; `more`: K = 4 objectives with adaptive weights, M = 2 constraints with PID
-        multipliers; `exact`: the same with gradient norms over all parameters.
+        multipliers; `exact`: the same with the objectives' gradient norms over all parameters, which is all that the
+        weights need; `exact_streams`: with the constraints' too.
       minibatches: updates of the one epoch.
       kl: as in `StepConfig`.
       norm_at: of `more`.
+      accumulation_steps: slices of a minibatch.
 
     Raises:
       ValueError: unknown variant.
     """
-    shared: dict[str, Any] = {"minibatches": minibatches, "epochs": 1, "kl": kl}
+    shared: dict[str, Any] = {
+        "minibatches": minibatches,
+        "epochs": 1,
+        "kl": kl,
+        "accumulation_steps": accumulation_steps,
+    }
     if variant == "plain":
         return StepConfig(objectives=("reward",), constraints=(), weights="fixed", multipliers="fixed", **shared)
-    if variant not in ("more", "exact"):
-        raise ValueError(f"variant must be plain, more or exact, not {variant!r}")
-    shared["norm_at"] = "all" if variant == "exact" else norm_at
+    norms = {
+        "more": {"norm_at": norm_at},
+        "exact": {"norm_at": "all", "norm_for": "objectives"},
+        "exact_streams": {"norm_at": "all"},
+    }
+    if variant not in norms:
+        raise ValueError(f"variant must be plain, {', '.join(norms)}, not {variant!r}")
+    shared |= norms[variant]
     return StepConfig(
         objectives=OBJECTIVES, constraints=CONSTRAINTS, weights="gradnorm_cf", multipliers="pid", **shared
     )
