@@ -51,6 +51,7 @@ def test_the_choices_are_those_that_exist():
         ({"objectives": ()}, "--step.objectives must name at least one"),
         ({"objectives": ("a", "b"), "constraints": ("b",)}, "name a stream twice: b"),
         ({"epochs": 0}, "--step.epochs must be at least 1, not 0"),
+        ({"accumulation_steps": 0}, "--step.accumulation-steps must be at least 1, not 0"),
         ({"minibatches": -1}, "--step.minibatches must be at least 1, not -1"),
         ({"clip": "mixed"}, "--step.clip mixed needs --step.weights fixed, not gradnorm_cf"),
         ({"kl": "none", "kl_controller": "adaptive"}, "--step.kl-controller adaptive steers nothing"),
@@ -134,10 +135,16 @@ def test_numbers_stand_in_the_order_of_the_streams(core, config):
     np.testing.assert_allclose(initial_multipliers(config, numbers), [1, 3])
 
 
-def test_every_number_reaches_the_arrays(core, config):
+def test_an_entropy_coefficient_without_the_bonus_is_refused(core, config):
+    with pytest.raises(ValueError, match="--numbers.entropy-coef 0.02 has no effect without --step.entropy-bonus"):
+        hyper(config, core.numbers(entropy_coef=0.02))
+
+
+def test_every_number_reaches_the_arrays(core):
     """Each scalar of `StepNumbers`, doubled, changes the traced arrays or the initial state, and nothing is weak."""
     # Start values are kept in the state; of dual_clip 0 is infinity.
     elsewhere = {"kl_coef", "multiplier_init", "dual_clip"}
+    config = core.config(entropy_bonus=True)
     before = jax.tree.leaves(hyper(config, core.numbers()))
     assert all(leaf.dtype == jnp.float32 and not leaf.weak_type for leaf in before)
     for field in dataclasses.fields(StepNumbers):
