@@ -1,0 +1,187 @@
+"""Ablations and the front Success -> BLEU on MultiWOZ: many PPO runs from one backbone, one table, one figure.
+
+    python experiments/multiwoz/grid.py ablation --backbone runs/mwz --out runs/grid --seeds 0 1 2 -- \
+        --preset cpu --data-dir DATA
+    python experiments/multiwoz/grid.py front --backbone runs/mwz --out runs/front --seeds 0 -- \
+        --preset cpu --data-dir DATA
+
+What follows `--` is the backbone's own command, without --out and --seed. Runs that are finished are not made again, so
+the same command goes on after a stop; `--table` only reads what is there. Writes `<grid>.json` (a row a run),
+`<grid>.md` (mean and spread over seeds, and the difference to `more` with its 95 % interval) and, for the front, a
+figure beside the published systems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+from matplotlib import pyplot as plt
+from scipy import stats
+
+from morejax.experiments.multiwoz.branch import branch
+from morejax.tasks.multiwoz.board import POLICY_ROWS
+
+GDPO = "--step.baseline group_mean --step.adv-norm group --step.multipliers fixed --step.weights fixed"
+GRIDS: dict[str, dict[str, str]] = {
+    "ablation": {
+        "more": "",
+        "success only": "--step.objectives success --step.constraints --step.weights fixed",
+        "mixed 0.1": "--method mixed --mixed-weight 0.1",
+        "mixed 0.25": "--method mixed --mixed-weight 0.25",
+        "mixed 0.5": "--method mixed --mixed-weight 0.5",
+        "mixed 1": "--method mixed --mixed-weight 1",
+        "gdpo": f"{GDPO} --critic.kind none --ppo.samples 4",
+        "fixed": "--method fixed",
+        "unconstrained": "--method unconstrained",
+    },
+    "parts": {
+        "more": "",
+        "center": "--step.adv-norm center",
+        "after": "--step.adv-norm after",
+        "center, inv_norm": "--step.adv-norm center --step.weights inv_norm",
+        "stream, inv_norm": "--step.weights inv_norm",
+        "exact norms": "--step.norm-at all",
+        "clip multipliers": "--step.multipliers clip",
+        "direct reference": "--ppo.ref-context direct",
+        "one clip": "--step.clip mixed --step.weights fixed",
+    },
+    "front": {
+        f"d = {d:.2f}": f"--numbers.thresholds success {d}" for d in (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+    },
+}  # fmt: skip
+COLUMNS = ("inform", "success", "bleu", "combined")
+
+
+def run_arm(name: str, seed: int, flags: str, options: argparse.Namespace) -> None:
+    """One PPO run with its evaluation, unless it is done."""
+    out = options.out / f"{name.replace(' ', '-').replace(',', '')}-seed{seed}"
+    if (out / "results.json").is_file():
+        return
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        branch(options.backbone, out, seed)
+    command = [sys.executable, "-m", "morejax.experiments.multiwoz", *options.common, *flags.split()]
+    command += ["--out", str(out), "--seed", str(seed), "--resume", "--stages", "ppo", "evaluate"]
+    print(f"== {name}, seed {seed}: {out}", file=sys.stderr, flush=True)
+    subprocess.run(command, check=True)
+
+
+def rows_of(grid: dict[str, str], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row a finished run: scores of the final policy on the split that choices are made on."""
+    rows = []
+    for name in grid:
+        for seed in options.seeds:
+            path = options.out / f"{name.replace(' ', '-').replace(',', '')}-seed{seed}" / "results.json"
+            if not path.is_file():
+                continue
+            results = json.loads(path.read_text())
+            scores = [s for s in results["scores"] if s["system"] == "ppo" and s["split"] == results["select"]]
+            richness = {key: scores[0]["richness"][key] for key in ("num_unigrams", "num_trigrams", "cond_entropy")}
+            row = {"arm": name, "seed": seed, "flags": grid[name], "split": results["select"]}
+            rows.append(row | {key: scores[0][key] for key in COLUMNS} | richness)
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: mean and standard deviation over seeds; Combined against `more` seed by seed."""
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    lines = ["| arm | seeds | Inform | Success | BLEU | Combined | distinct 3-grams | Combined minus more |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
+    base = {row["seed"]: row["combined"] for row in rows if row["arm"] == "more"}
+    for arm in arms:
+        mine = [row for row in rows if row["arm"] == arm]
+        cells = [arm, str(len(mine))]
+        cells += [_spread([row[key] for row in mine]) for key in (*COLUMNS, "num_trigrams")]
+        paired = [row["combined"] - base[row["seed"]] for row in mine if row["seed"] in base]
+        cells.append("" if arm == "more" else _difference(paired))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+
+
+def _difference(paired: Sequence[float]) -> str:
+    """Mean of the differences and its 95 % interval by Student's t; one seed has none."""
+    if not paired:
+        return ""
+    if len(paired) == 1:
+        return f"{paired[0]:+.1f}"
+    half = stats.t.ppf(0.975, len(paired) - 1) * np.std(paired, ddof=1) / np.sqrt(len(paired))
+    verdict = "" if abs(np.mean(paired)) > half else ", not significant"
+    return f"{np.mean(paired):+.1f} ± {half:.1f}{verdict}"
+
+
+def draw_front(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Success against BLEU, a point a threshold, beside the published systems (theirs are of the test split)."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.6), constrained_layout=True)
+    published = [row for row in POLICY_ROWS if row.bleu is not None]
+    axis.scatter([r.success for r in published], [r.bleu for r in published], color="0.6", label="published (test)")
+    for row in published:
+        axis.annotate(
+            row.system, (row.success, row.bleu), fontsize=7, color="0.4", xytext=(3, 3), textcoords="offset points"
+        )
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    means = [[np.mean([r[key] for r in rows if r["arm"] == arm]) for key in ("success", "bleu")] for arm in arms]
+    axis.plot(*np.array(means).T, marker="o", color="C0", label=f"morejax, Success held at d ({rows[0]['split']})")
+    for arm, point in zip(arms, means, strict=True):
+        axis.annotate(arm, point, fontsize=7, color="C0", xytext=(3, -9), textcoords="offset points")
+    axis.set(xlabel="Success", ylabel="BLEU")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    common = given[given.index("--") + 1 :] if "--" in given else []
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("grid", choices=tuple(GRIDS))
+    parser.add_argument("--backbone", type=Path, required=True, help="run with the stages before PPO done")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", help="some of the grid's arms")
+    parser.add_argument("--table", action="store_true", help="run nothing, write the table of what is there")
+    options = parser.parse_args(given[: given.index("--")] if "--" in given else given)
+    options.common = common
+    grid = GRIDS[options.grid]
+    unknown = sorted(set(options.arms or ()) - set(grid))
+    if unknown:
+        parser.error(f"--arms: {', '.join(unknown)} is not one of {', '.join(grid)}")
+    if options.arms:
+        grid = {name: flags for name, flags in grid.items() if name in options.arms}
+    if not options.table:
+        # Seed by seed, so that a stop leaves whole columns.
+        for seed in options.seeds:
+            for name, flags in grid.items():
+                run_arm(name, seed, flags, options)
+    rows = rows_of(grid, options)
+    if not rows:
+        print(f"error: {options.out} holds no finished run of {options.grid}", file=sys.stderr)
+        return 2
+    (options.out / f"{options.grid}.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (options.out / f"{options.grid}.md").write_text(table(rows))
+    print(table(rows))
+    if options.grid == "front":
+        print(draw_front(rows, options.out / "front.png"))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
