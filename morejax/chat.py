@@ -16,6 +16,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from flax import nnx
 from morejax.config import StepConfig
 from morejax.models import ActorCritic, CriticConfig, DecoderConfig
 from morejax.models.split import Params
+from morejax.prefix_cache import PrefixCache
 from morejax.rollout import SamplerConfig
 from morejax.tasks.multiwoz import tokenizer as vocabulary
 from morejax.tasks.multiwoz.annotations import read_schema
@@ -39,11 +41,11 @@ from morejax.tasks.multiwoz.records import State
 from morejax.tasks.multiwoz.scorer import estimate_domains
 from morejax.tasks.multiwoz.tracker import Ontology, build_ontology, mentioned_domain, merge, track
 from morejax.training.checkpoint import load_params
-from morejax.training.generate import Generator
 from morejax.training.initialise import structure
 
 SYSTEMS = ("supervised", "scaffold", "ppo")
 _MAX_ACTS = 24  # tokens the scaffold may write before it answers, as in the experiment
+_PADDING = 64  # positions of the cache that blocks of new tokens may leave empty
 HELP = """/state                    what the system believes you want
 /set DOMAIN SLOT VALUE    correct it, e.g. /set restaurant food italian; without VALUE the slot is removed
 /reset                    start a new conversation
@@ -264,12 +266,15 @@ def load_talker(
     system = system or _default_system(run_dir)
     graphdef, params = _load_model(run_dir, config, system, len(serialiser.tokenizer))
 
+    reasoned, end_to_end = system == "scaffold", context.track == "e2e"
+    longest = max(context.max_reply + _MAX_ACTS, context.max_state)
+    # One cache for state and reply: the reply's prompt begins with the state's.
+    cache = PrefixCache(graphdef, params, room=context.max_context + longest + _PADDING)
+
     def writer(new_tokens: int, end: int) -> Answer:
         sampler = SamplerConfig(new_tokens, temperature, end, serialiser.token(vocabulary.PAD))
-        # One prompt length, so one compilation.
-        return _seeded(Generator(graphdef, sampler, batch=1, step=context.max_context), params, seed)
+        return _seeded(partial(cache.reply, config=sampler), seed)
 
-    reasoned, end_to_end = system == "scaffold", context.track == "e2e"
     return Talker(
         serialiser,
         database,
@@ -330,13 +335,13 @@ def _dataclass(kind: Any, values: Mapping[str, Any], run_dir: Path) -> Any:
         raise ChatError(f"{run_dir / 'config.json'}: written by another version of morejax ({error})") from error
 
 
-def _seeded(generator: Generator, params: Params, seed: int) -> Answer:
+def _seeded(reply: Callable[..., Ids], seed: int) -> Answer:
     drawn = 0
 
     def answer(prompt: Ids) -> Ids:
         nonlocal drawn
         drawn += 1
-        return generator(params, [prompt], seed=seed * 100_003 + drawn)[0]
+        return reply(prompt, seed=seed * 100_003 + drawn)
 
     return answer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -41,8 +41,9 @@ def compile_step(
       mesh: a `(data, fsdp, tensor)` mesh. `jit` cuts the rollout along data and fsdp and the parameters by the rules
         of `morejax.sharding`, None keeps everything on one device. `shard_map` needs fsdp = tensor = 1, None takes
         all devices.
-      state: needed by `jit` with a mesh, to derive the state's shardings (an abstract state will do). Before the
-        first step place the real one with `jax.device_put(state, state_shardings(mesh, state))`: one that lies
+      state: needed by `jit` with a mesh, to derive the state's shardings, and for adapters on frozen weights (LoRA),
+        which are then neither donated nor returned: others may share them. An abstract state will do. Before the first
+        step place the real one with `jax.device_put(state, state_shardings(mesh, state))`: one that lies
         elsewhere is taken, but the second step then compiles again.
       donate: give the old state's memory to the new one; the old state is then gone.
       compiler_options: XLA options of this compilation, for `jit` and `shard_map`.
@@ -65,6 +66,12 @@ def compile_step(
     def compiled(function: Step, **layout) -> Step:
         return jax.jit(function, donate_argnums=donated, compiler_options=options, **layout)
 
+    if state is not None and state.frozen is not None:
+        if backend != "jit":
+            raise ValueError(
+                f"backend = {backend} takes no model with adapters: use backend = jit, which takes any mesh"
+            )
+        return SharedBase(partial(_step, config=config), (rollout_sharding,), mesh, state, donate, options)
     if backend == "shard_map":
         return _shard_map_step(config, mesh or make_mesh(jax.device_count()), compiled)
     function = partial(_step, config=config)
@@ -81,6 +88,54 @@ def compile_step(
 
 
 _BACKENDS = ("jit", "shard_map", "pmap")
+
+
+class SharedBase:
+    """A jitted `(state, *others) -> (state, metrics)` that leaves the state's frozen weights where they are.
+
+    They go in as an argument of their own, which is not donated, and never come out: one set of arrays serves the
+    policy, its reference and its critic, whatever becomes of the state.
+
+    Args:
+      function: takes and returns a whole state.
+      others: shardings of the other arguments, each a function of the mesh or a sharding; without a mesh not read.
+      mesh: None keeps everything on one device.
+      state: real or abstract, for its shardings.
+      donate: give the old state's memory (but for the frozen weights) to the new one.
+      options: of the compiler.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., tuple[TrainState, Any]],
+        others: Sequence[Any],
+        mesh: Mesh | None,
+        state: TrainState,
+        donate: bool,
+        options: dict[str, Any] | None,
+    ):
+        layout: dict[str, Any] = {}
+        if mesh is not None:
+            shardings = state_shardings(mesh, state)
+            own = shardings.replace(frozen=None)
+            placed = [place(mesh) if callable(place) else place for place in others]
+            layout["in_shardings"] = (own, shardings.frozen, *placed)
+            layout["out_shardings"] = (own, NamedSharding(mesh, PartitionSpec()))
+
+        def apart(state: TrainState, frozen: Any, *rest: Any):
+            new, metrics = function(state.replace(frozen=frozen), *rest)
+            return new.replace(frozen=None), metrics
+
+        donated = (0,) if donate else ()
+        self._jitted = jax.jit(apart, donate_argnums=donated, compiler_options=options, **layout)
+
+    def __call__(self, state: TrainState, *others: Any):
+        new, metrics = self._jitted(state.replace(frozen=None), state.frozen, *others)
+        return new.replace(frozen=state.frozen), metrics
+
+    def lower(self, state: TrainState, *others: Any):
+        """As of a jitted function."""
+        return self._jitted.lower(state.replace(frozen=None), state.frozen, *others)
 
 
 def _step(state: TrainState, rollout: Rollout, *, config: StepConfig, axis_name: str | None = None):

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from flax import nnx, struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from morejax.compile import SharedBase
 from morejax.config import StepConfig
 from morejax.models.response import response_hidden, response_values
-from morejax.models.split import Params, merge
+from morejax.models.split import Params, merge, whole
 from morejax.rollout import Rollout, Sample, SamplerConfig, sample, token_logp
 from morejax.sharding import rollout_sharding, state_shardings
 from morejax.state import TrainState
@@ -161,7 +162,8 @@ def compile_iteration(
       many: take prompts with a leading axis N and run N iterations a call.
       mesh: a `(data, fsdp, tensor)` mesh: sequences are cut along data and fsdp, the state by the rules of
         `morejax.sharding`. None keeps everything on one device.
-      state: needed with a mesh, to derive its shardings (an abstract state will do).
+      state: needed with a mesh, to derive its shardings, and for adapters on frozen weights (LoRA), which are then
+        neither donated nor returned: `Frozen.params` may be the same arrays. An abstract state will do.
       donate: give the old state's memory to the new one; the old state is then gone.
       compiler_options: of XLA, for this program.
 
@@ -175,20 +177,30 @@ def compile_iteration(
         _bound, iterate_many if many else iterate, reward_fn, step_config, _checked_sampler(sampler_config)
     )
     donated = (0,) if donate else ()
+    if state is not None and state.frozen is not None:
+        return SharedBase(function, (_rows(many), None), mesh, state, donate, compiler_options)
     if mesh is None:
         return jax.jit(function, donate_argnums=donated, compiler_options=compiler_options)
     if state is None:
         raise ValueError("compile_iteration on a mesh needs the state (or jax.eval_shape of it) to lay it out")
-    shardings, rows = state_shardings(mesh, state), rollout_sharding(mesh)
-    if many:
-        rows = NamedSharding(mesh, PartitionSpec(None, *rows.spec))
+    shardings = state_shardings(mesh, state)
     return jax.jit(
         function,
-        in_shardings=(shardings, rows, None),
+        in_shardings=(shardings, _rows(many)(mesh), None),
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=donated,
         compiler_options=compiler_options,
     )
+
+
+def _rows(many: bool) -> Callable[[Mesh], NamedSharding]:
+    """Where prompts lie: sequences are cut, iterations are not."""
+
+    def place(mesh: Mesh) -> NamedSharding:
+        rows = rollout_sharding(mesh)
+        return NamedSharding(mesh, PartitionSpec(None, *rows.spec)) if many else rows
+
+    return place
 
 
 def _bound(function, reward_fn, step_config, sampler_config, state, prompts, frozen):
@@ -212,7 +224,8 @@ def draw_replies(state: TrainState, prompts: Prompts, config: SamplerConfig) -> 
     """
     key, sample_key = jax.random.split(state.key)
     config = replace(_checked_sampler(config), values=shares_trunk(state.params))
-    return sample(state.graphdef, state.params, prompts.tokens, prompts.mask, sample_key, config), key
+    params = whole(state.graphdef, state.params)
+    return sample(state.structure, params, prompts.tokens, prompts.mask, sample_key, config), key
 
 
 def shares_trunk(params: Params) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
+from morejax.decoding import Read, Sample, decode_replies
 from morejax.models.split import Params, merge
+from morejax.sampling import SamplerConfig, draw
+
+__all__ = ["Rollout", "Sample", "SamplerConfig", "compile_sampler", "draw", "sample", "token_logp"]
 
 
 class Rollout(struct.PyTreeNode):
@@ -58,79 +61,6 @@ class Rollout(struct.PyTreeNode):
         return jnp.concatenate([self.context_mask, self.resp_mask], axis=1)
 
 
-@dataclass(frozen=True)
-class SamplerConfig:
-    """How replies are drawn."""
-
-    max_new_tokens: int = 48
-    """T: most tokens of a reply, the end token included."""
-    temperature: float = 1.0
-    """Divides the logits; 0 is greedy."""
-    eos_id: int = 1
-    """Token that ends a reply."""
-    pad_id: int = 0
-    """Token written after the end."""
-    values: bool = False
-    """Also return the values of a shared critic, which the hidden states give for next to nothing."""
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"--sampler.temperature must not be negative: {self.temperature}")
-
-
-class Sample(NamedTuple):
-    """Drawn replies."""
-
-    tokens: jax.Array
-    """i32[S, T], padded after the end token."""
-    mask: jax.Array
-    """bool[S, T], True up to and with the end token."""
-    logp: jax.Array
-    """f32[S, T], log-probability of each token under the sampled (tempered) distribution; 0 on padding."""
-    values: jax.Array | None = None
-    """f32[S, T, H], the critic's estimate before each token, when it reads the policy's hidden states anyway."""
-
-
-def draw(logits: jax.Array, uniform: jax.Array) -> jax.Array:
-    """Sample a row's categorical distribution with one uniform number by a two-level inverse CDF.
-
-    The vocabulary is cut in blocks of 64; the block is found on the blocks' sums and the token inside the block, so
-    that no pass over the whole vocabulary is sequential: some 25 times faster on CPU than Gumbel noise at V = 8192.
-
-    Args:
-      logits: f32[S, V], V a multiple of 64 (other sizes are padded).
-      uniform: f32[S] in [0, 1).
-
-    Returns:
-      i32[S].
-    """
-    vocab = logits.shape[-1]
-    short = -vocab % 64
-    if short:
-        logits = jnp.pad(logits, ((0, 0), (0, short)), constant_values=-jnp.inf)
-    weights = jnp.exp(logits - logits.max(-1, keepdims=True)).reshape(logits.shape[0], -1, 64)
-    sums = weights.sum(-1)
-    blocks = jnp.cumsum(sums, axis=-1)
-    target = uniform * blocks[:, -1]
-    block = _first_above(blocks, target, sums)
-    before = jnp.where(block > 0, jnp.take_along_axis(blocks, jnp.maximum(block - 1, 0)[:, None], 1)[:, 0], 0.0)
-    inside = jnp.take_along_axis(weights, block[:, None, None], 1)[:, 0]
-    within = _first_above(jnp.cumsum(inside, axis=-1), target - before, inside)
-    return (block * 64 + within).astype(jnp.int32)
-
-
-def _first_above(cumulative: jax.Array, target: jax.Array, weights: jax.Array) -> jax.Array:
-    """First index i32[S] of positive weight whose cumulative weight f32[S, N] passes the target f32[S].
-
-    Cumulative sums are parallel, so rounding may let one grow at a zero weight, or end short of the target: an index
-    without weight is never taken, and past the end it is the last one with any.
-    """
-    present = weights > 0
-    passed = (cumulative > target[:, None]) & present
-    last = weights.shape[-1] - 1 - jnp.argmax(present[:, ::-1], axis=-1)
-    return jnp.where(passed.any(-1), jnp.argmax(passed, axis=-1), last)
-
-
 def sample(
     graphdef: nnx.GraphDef,
     params: Params,
@@ -142,78 +72,62 @@ def sample(
     """Prefill the prompts, then decode in a `while_loop` until every row has ended or T tokens are drawn.
 
     Args:
-      graphdef, params: an `ActorCritic` (or any module with `trunk.prefill`, `trunk.decode`, `logits`).
+      graphdef, params: an `ActorCritic`.
       prompts, mask: i32[S, C], bool[S, C], left-padded.
       key: one PRNG key for the batch.
       config: static settings.
 
     Returns:
-      a `Sample`.
+      a `Sample` of S x `config.samples` rows; the replies to a prompt stand behind one another.
     """
     model = merge(graphdef, params)
-    rows, context = prompts.shape
-    steps = config.max_new_tokens
-    hidden, cache = model.trunk.prefill(prompts, mask, context + steps)
-    lengths = mask.sum(-1).astype(jnp.int32)
-    key_mask = jnp.pad(mask, ((0, 0), (0, steps)))
-    # One number a row and step, drawn per row: the same prompt gets the same text wherever its shard lies.
-    uniforms = jax.vmap(lambda k: jax.random.uniform(k, (steps,)))(jax.random.split(key, rows))
+    read = repeat_rows(read_prompts(model, prompts, mask, config), config.samples)
+    uniforms = uniform_numbers(key, prompts.shape[0] * config.samples, config.max_new_tokens)
+    return decode_replies(model, read, uniforms, config)[0]
 
-    def choose(hidden, step):
-        logits = model.logits(hidden)
-        if config.temperature == 0:
-            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        else:
-            logits = logits / config.temperature
-            token = draw(logits, uniforms[:, step])
-        chosen = jnp.take_along_axis(logits, token[:, None], 1)[:, 0]
-        return token, chosen - jax.nn.logsumexp(logits, axis=-1)
 
-    def write(carry, step):
-        tokens, valid, logps, values, done, hidden, cache, key_mask = carry
-        token, logp = choose(hidden, step)
-        if values is not None:
-            values = values.at[:, step].set(model.value.head(hidden))
-        token = jnp.where(done, config.pad_id, token)
-        tokens = tokens.at[:, step].set(token)
-        valid = valid.at[:, step].set(~done)
-        logps = logps.at[:, step].set(jnp.where(done, 0.0, logp))
-        return token, (tokens, valid, logps, values, done | (token == config.eos_id), hidden, cache, key_mask)
-
-    def body(state):
-        step, carry = state
-        token, carry = write(carry, step)
-        *written, done, hidden, cache, key_mask = carry
-        slot = context + step
-        key_mask = jax.lax.dynamic_update_slice(key_mask, jnp.ones((rows, 1), bool), (0, slot))
-        hidden, cache = model.trunk.decode(token, lengths + step, slot, key_mask, cache)
-        return step + 1, (*written, done, hidden, cache, key_mask)
-
-    def unfinished(state):
-        step, carry = state
-        return (step < steps - 1) & ~carry[4].all()
-
-    carry = (
-        jnp.full((rows, steps), config.pad_id, jnp.int32),
-        jnp.zeros((rows, steps), bool),
-        jnp.zeros((rows, steps), jnp.float32),
-        _no_values(model, rows, steps) if config.values else None,
-        jnp.zeros((rows,), bool),
-        hidden,
-        cache,
-        key_mask,
+def read_prompts(model: Any, prompts: jax.Array, mask: jax.Array, config: SamplerConfig) -> Read:
+    """Prefill: the prompts' last hidden states and a cache with room for replies."""
+    length = prompts.shape[1] + config.max_new_tokens
+    hidden, cache = model.trunk.prefill(prompts, mask, length, config.cache_dtype)
+    return Read(
+        hidden=hidden,
+        cache=cache,
+        key_mask=jnp.pad(mask, ((0, 0), (0, config.max_new_tokens))),
+        position=mask.sum(-1).astype(jnp.int32),
+        slot=jnp.int32(prompts.shape[1]),
+        seen=tokens_seen(prompts, mask, model.trunk.config.vocab_rows) if config.repetition_penalty != 1 else None,
     )
-    step, carry = jax.lax.while_loop(unfinished, body, (jnp.int32(0), carry))
-    # The last token needs no decode after it.
-    _, carry = write(carry, step)
-    return Sample(*carry[:4])
 
 
-def _no_values(model, rows: int, steps: int) -> jax.Array:
-    """Room for the values; a critic with a trunk of its own has nothing to say about the policy's hidden states."""
-    if model.value is None or model.value.trunk is not None:
-        raise ValueError("SamplerConfig.values needs a model with critic.kind = shared")
-    return jnp.zeros((rows, steps, model.value.head.outer.out_features), jnp.float32)
+def tokens_seen(tokens: jax.Array, mask: jax.Array, vocab: int) -> jax.Array:
+    """bool[B, V]: does this token stand among the real ones of a row, i32[B, Q] and bool[B, Q]?"""
+    rows = jnp.arange(tokens.shape[0])[:, None]
+    return jnp.zeros((tokens.shape[0], vocab), bool).at[rows, tokens].max(mask)
+
+
+def repeat_rows(read: Read, times: int) -> Read:
+    """Every row several times, one behind the other: a prompt is read once, however many replies it gets."""
+    if times == 1:
+        return read
+
+    def repeat(x: jax.Array, axis: int = 0) -> jax.Array:
+        wide = jnp.broadcast_to(jnp.expand_dims(x, axis + 1), (*x.shape[: axis + 1], times, *x.shape[axis + 1 :]))
+        return wide.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+
+    return Read(
+        hidden=repeat(read.hidden),
+        cache=jax.tree.map(lambda x: repeat(x, 1), read.cache),
+        key_mask=repeat(read.key_mask),
+        position=repeat(read.position),
+        slot=read.slot,
+        seen=None if read.seen is None else repeat(read.seen),
+    )
+
+
+def uniform_numbers(key: jax.Array, rows: int, steps: int) -> jax.Array:
+    """f32[B, T] in [0, 1), drawn per row: the same prompt gets the same text wherever its shard lies."""
+    return jax.vmap(lambda k: jax.random.uniform(k, (steps,)))(jax.random.split(key, rows))
 
 
 def compile_sampler(graphdef: nnx.GraphDef, config: SamplerConfig):

@@ -17,11 +17,13 @@ AnyMesh = Mesh | AbstractMesh
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(embedding|policy/kernel)$", ("tensor", "fsdp")),
     (r"positions$", (None, "fsdp")),
-    (r"(attention/qkv|up)/kernel$", ("fsdp", "tensor")),
+    (r"(attention/qkv|up|gate)/kernel$", ("fsdp", "tensor")),
     (r"(attention/out|down)/kernel$", ("tensor", "fsdp")),
+    (r"lora_a$", ("fsdp", None)),
+    (r"lora_b$", (None, "tensor")),
     (r"(head/inner|reward/inner)/kernel$", ("fsdp", None)),
     (r"(head/outer|reward/outer)/kernel$", (None, None)),
-    (r"(attention/qkv|up)/bias$", ("tensor",)),
+    (r"(attention/qkv|up|gate)/bias$", ("tensor",)),
     (r"(attention/out|down|head/inner|head/outer|reward/inner|reward/outer)/bias$", (None,)),
     (r"norm[12]?/(scale|bias)$", (None,)),
 )
@@ -40,6 +42,52 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: list | Non
             f"{len(devices)} ({devices[0].platform})"
         )
     return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Axis sizes of a mesh from `data=8,fsdp=4,tensor=2`.
+
+    Args:
+      text: axes in any order; those left out have size 1, and one may be -1: the rest of the devices.
+
+    Returns:
+      {"data": ..., "fsdp": ..., "tensor": ...}.
+
+    Raises:
+      ValueError: an unknown or repeated axis, a size that is not a whole number from 1 (or -1), or several of -1.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, equals, size = (piece.strip() for piece in part.partition("="))
+        if not equals or axis not in AXES:
+            raise ValueError(f"--mesh {text}: {part.strip()!r} is not AXIS=SIZE with an axis among {', '.join(AXES)}")
+        if axis in sizes:
+            raise ValueError(f"--mesh {text}: {axis} is given twice")
+        if size != "-1" and not (size.isdecimal() and int(size) > 0):
+            raise ValueError(f"--mesh {text}: the size of {axis} must be 1 or more, or -1 for the rest, not {size!r}")
+        sizes[axis] = int(size)
+    if list(sizes.values()).count(-1) > 1:
+        raise ValueError(f"--mesh {text}: only one axis can be -1, the rest of the devices")
+    return {axis: sizes.get(axis, 1) for axis in AXES}
+
+
+def mesh_from_text(text: str, devices: list | None = None) -> Mesh:
+    """The mesh that `parse_mesh` reads, over all devices.
+
+    Raises:
+      ValueError: as `parse_mesh`, or the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = parse_mesh(text)
+    given = math.prod(size for size in sizes.values() if size != -1)
+    rest = len(devices) // given if -1 in sizes.values() else 1
+    sizes = {axis: rest if size == -1 else size for axis, size in sizes.items()}
+    if given * rest != len(devices):
+        raise ValueError(
+            f"--mesh {text}: its sizes multiply to {given}, found {len(devices)} {devices[0].platform} device(s) in "
+            f"{jax.process_count()} process(es)"
+        )
+    return make_mesh(**sizes, devices=devices)
 
 
 def abstract_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> AbstractMesh:
@@ -79,14 +127,23 @@ def params_shardings(mesh: AnyMesh, params: Any) -> Any:
 
 
 def state_shardings(mesh: AnyMesh, state: Any) -> Any:
-    """A NamedSharding for every leaf of a `TrainState`: parameters and their moments by rule, the rest replicated."""
+    """A NamedSharding for every leaf of a `TrainState`: parameters and their moments by rule, the rest replicated.
+
+    An optimizer's array that is not of its parameter's shape (the row and column means of adafactor) is small, and
+    replicated too.
+    """
+    shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
 
     def place(path, leaf):
         name = path_name(path)
-        parts = name.split("/")
-        is_parameter = parts[0] == "params" or (parts[0] == "opt_state" and {"trunk", "value", "policy"} & set(parts))
-        spec = parameter_spec(name, leaf.shape, mesh) if is_parameter else PartitionSpec()
-        return NamedSharding(mesh, spec)
+        root, _, rest = name.partition("/")
+        if root == "opt_state":
+            parts = rest.split("/")
+            found = ["/".join(parts[start:]) for start in range(len(parts))]
+            by_rule = any(shapes.get(part) == leaf.shape for part in found)
+        else:
+            by_rule = root in ("params", "frozen")
+        return NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh) if by_rule else PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(place, state)
 
@@ -94,6 +151,11 @@ def state_shardings(mesh: AnyMesh, state: Any) -> Any:
 def rollout_sharding(mesh: AnyMesh) -> NamedSharding:
     """Sequences are cut along data and fsdp together."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def row_shards(mesh: AnyMesh) -> int:
+    """Into how many parts sequences are cut."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def describe_layout(mesh: AnyMesh, state: Any) -> str:
@@ -107,12 +169,12 @@ def describe_layout(mesh: AnyMesh, state: Any) -> str:
     """
     shardings = state_shardings(mesh, state)
     rows = [("mesh", " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items()), "", "bytes per device")]
-    leaves = jax.tree_util.tree_leaves_with_path(state.params)
-    for (path, leaf), where in zip(leaves, jax.tree.leaves(shardings.params), strict=True):
+    leaves = jax.tree_util.tree_leaves_with_path((state.params, state.frozen))
+    for ((_, *path), leaf), where in zip(leaves, jax.tree.leaves((shardings.params, shardings.frozen)), strict=True):
         axes = ", ".join(map(str, where.spec))
-        rows.append((path_name(path), f"{leaf.dtype}{list(leaf.shape)}", axes, f"{shard_bytes(leaf, where):,}"))
-    parts = {name: (getattr(state, name), getattr(shardings, name)) for name in ("params", "opt_state")}
-    totals = {name: tree_bytes(*part) for name, part in parts.items()}
+        rows.append((path_name(tuple(path)), f"{leaf.dtype}{list(leaf.shape)}", axes, f"{shard_bytes(leaf, where):,}"))
+    parts = {name: (getattr(state, name), getattr(shardings, name)) for name in ("params", "frozen", "opt_state")}
+    totals = {name: tree_bytes(*part) for name, part in parts.items() if part[0] is not None}
     rows += [(f"all of {name}", "", "", f"{total:,}") for name, total in totals.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join([*map(str.ljust, row[:3], widths), row[3].rjust(widths[3])]) for row in rows]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,7 +10,10 @@ from flax import nnx, struct
 from morejax import config as configs
 from morejax.config import Hyper, StepConfig, StepNumbers
 from morejax.lagrange import MultiplierState, init_multipliers
-from morejax.models.split import Params, split
+from morejax.models.decoder_config import DecoderConfig
+from morejax.models.lora import partition
+from morejax.models.split import Bound, Params, split
+from morejax.optimizers import optimizer
 from morejax.reweight import WeightState, init_weights
 
 
@@ -45,17 +46,21 @@ class TrainState(struct.PyTreeNode):
     step: jax.Array
     """i32[]: train steps taken."""
     hyper: Hyper
-    graphdef: nnx.GraphDef = struct.field(pytree_node=False)
+    structure: nnx.GraphDef = struct.field(pytree_node=False)
+    """Of the model."""
     tx: optax.GradientTransformation = struct.field(pytree_node=False)
+    frozen: Params | None = None
+    """Parameters that are not trained (LoRA's base); None without adapters. They are in no checkpoint."""
+
+    @property
+    def graphdef(self) -> nnx.GraphDef | Bound:
+        """What `merge` makes a model of, given `params` or other values of them."""
+        return self.structure if self.frozen is None else Bound(self.structure, self.frozen)
 
 
-@cache
 def default_optimizer() -> optax.GradientTransformation:
-    """Adam's preconditioner; the step applies learning rates and norm clipping itself, since both are traced.
-
-    One object for all states: the optimizer is part of a state's static structure, so another would be compiled anew.
-    """
-    return optax.scale_by_adam(b1=0.9, b2=0.98, eps=1e-6)
+    """Adam's preconditioner; the step applies learning rates and norm clipping itself, since both are traced."""
+    return optimizer("adam")
 
 
 def init_state(
@@ -69,15 +74,21 @@ def init_state(
     """A fresh state around a model that has `hidden`, `logits` and `values` (an `ActorCritic`, or one's own).
 
     Args:
-      model: an NNX module; its critic must give H = len(config.streams) values.
+      model: an NNX module; its critic must give H = len(config.streams) values. Of a decoder with adapters
+        (`DecoderConfig.lora`) these and the heads are trained, the rest is kept apart as `frozen`.
       config, numbers: of the step that will train it.
       seed: of the sampler's key.
-      tx: optax transformation of both parts' gradients; its updates are multiplied by minus the learning rates.
+      tx: optax transformation of both parts' gradients, e.g. of `morejax.optimizers`; its updates are multiplied by
+        minus the learning rates.
 
     Raises:
       ValueError: a number names an unknown stream, or a constraint has no threshold.
     """
     graphdef, params = split(model)
+    decoder = getattr(getattr(model, "trunk", None), "config", None)
+    frozen = None
+    if isinstance(decoder, DecoderConfig) and decoder.lora.rank:
+        params, frozen = partition(params, decoder.lora)
     tx = default_optimizer() if tx is None else tx
     kl_rule = config.multipliers if config.kl_controller == "multiplier" else "pid"
     objectives, streams = len(config.objectives), len(config.streams)
@@ -99,6 +110,7 @@ def init_state(
         key=jax.random.key(seed),
         step=jnp.int32(0),
         hyper=configs.hyper(config, numbers),
-        graphdef=graphdef,
+        structure=graphdef,
         tx=tx,
+        frozen=frozen,
     )

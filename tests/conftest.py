@@ -52,19 +52,17 @@ def step_numbers(**changes):
 
 
 @cache
-def model_structure(config, critic, streams, tied):
+def model_structure(config, critic, streams):
     """Graph and shapes of a model: all that its constructor is needed for."""
-    return split(
-        nnx.eval_shape(lambda: ActorCritic(config, critic=critic, streams=streams, tied=tied, rngs=nnx.Rngs(0)))
-    )
+    return split(nnx.eval_shape(lambda: ActorCritic(config, critic=critic, streams=streams, rngs=nnx.Rngs(0))))
 
 
 def build_model(streams=5, critic=None, tied=True, **changes):
     """A module with random parameters (numpy's: module initialisation op by op takes seconds)."""
-    shape = {"vocab_size": VOCAB, "max_length": 32, "layers": 2, "width": 16, "heads": 2, "scan": True}
+    shape = {"vocab_size": VOCAB, "max_length": 32, "layers": 2, "width": 16, "heads": 2, "tied": tied, "scan": True}
     config = DecoderConfig(**(shape | changes))
     critic = CriticConfig(layers=1, width=8, heads=2, hidden=8) if critic is None else critic
-    graphdef, params = model_structure(config, critic, streams, tied)
+    graphdef, params = model_structure(config, critic, streams)
     return merge(graphdef, random_params(params))
 
 

@@ -156,11 +156,11 @@ def test_end_to_end_the_model_writes_the_state(e2e_run):
 def test_every_answer_has_a_seed_of_its_own():
     seeds = []
 
-    def generator(params, prompts, seed):
+    def reply(prompt, seed):
         seeds.append(seed)
-        return prompts
+        return prompt
 
-    first, again, other = (chat._seeded(generator, {}, seed) for seed in (3, 3, 4))
+    first, again, other = (chat._seeded(reply, seed) for seed in (3, 3, 4))
     assert [first((5,)), first((6,)), again((5,)), again((6,)), other((5,))] == [(5,), (6,), (5,), (6,), (5,)]
     assert seeds[:2] == seeds[2:4]
     assert len(set(seeds)) == 3

@@ -114,11 +114,10 @@ class Table(nnx.Module):
 
 def decoder(problem: Process) -> ActorCritic:
     """One transformer layer; it sees start and actions, and has to find the state itself."""
-    config = DecoderConfig(
-        vocab_size=problem.rewards.shape[-1], max_length=problem.length + 1, layers=1, width=16, heads=2
-    )
+    shape = {"vocab_size": problem.rewards.shape[-1], "max_length": problem.length + 1}
+    config = DecoderConfig(**shape, layers=1, width=16, heads=2, tied=False)
     critic = CriticConfig(kind="shared", hidden=16)
-    return ActorCritic(config, critic=critic, streams=len(problem.rewards), tied=False, rngs=nnx.Rngs(0))
+    return ActorCritic(config, critic=critic, streams=len(problem.rewards), rngs=nnx.Rngs(0))
 
 
 def read(problem: Process, state: TrainState) -> tuple[jax.Array, jax.Array, jax.Array]:

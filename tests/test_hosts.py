@@ -7,7 +7,21 @@ import numpy as np
 import pytest
 
 from morejax import hosts
-from morejax.hosts import initialise, is_main, place_global, place_local, to_host
+from morejax.hosts import (
+    exchange,
+    finish,
+    gather_rows,
+    initialise,
+    is_main,
+    leave,
+    on_main,
+    own_share,
+    place_global,
+    place_local,
+    say,
+    to_host,
+    together,
+)
 from morejax.sharding import make_mesh, rollout_sharding, state_shardings
 
 
@@ -27,10 +41,12 @@ def test_one_process_is_left_alone(joined):
     assert is_main()
 
 
-def test_explicit_flags(joined):
-    initialise("10.0.0.1:1234", 4, 3, timeout=7)
+def test_explicit_flags(joined, capsys):
+    initialise("10.0.0.1:1234", 4, 3, timeout=7, heartbeat=11)
     assert joined[0][0] == ("10.0.0.1:1234", 4, 3)
-    assert joined[0][1] == {"cluster_detection_method": "deactivate", "initialization_timeout": 7}
+    times = {"initialization_timeout": 7, "heartbeat_timeout_seconds": 11}
+    assert joined[0][1] == {"cluster_detection_method": "deactivate", **times}
+    assert capsys.readouterr().err == "process 3 of 4 joins at 10.0.0.1:1234, within 7 s\n"
 
 
 def test_variables_of_jax_stand_in_for_flags(joined, monkeypatch):
@@ -55,7 +71,7 @@ def test_a_launcher_of_several_processes_is_asked(joined, monkeypatch, name, one
     assert joined == []
     monkeypatch.setenv(name, several)
     initialise(timeout=9)
-    assert joined == [((), {"initialization_timeout": 9})]
+    assert joined == [((), {"initialization_timeout": 9, "heartbeat_timeout_seconds": 100})]
 
 
 def test_auto_without_a_cluster_is_an_error(monkeypatch):
@@ -103,3 +119,66 @@ def test_with_one_process_its_part_is_the_whole():
         assert {shard.data.shape for shard in placed["tokens"].addressable_shards} == {(4, 2)}
         for name, leaf in to_host(placed).items():
             np.testing.assert_array_equal(leaf, rows[name])
+
+
+def test_alone_there_is_nobody_to_agree_with(capsys):
+    assert exchange(lambda: {"seed": 1}) == [{"seed": 1}]
+    assert on_main(lambda: 3) == 3
+    # Not a JSON value, and not copied.
+    kept = object()
+    assert together(lambda: kept) is kept
+    rows = np.arange(6).reshape(3, 2)
+    assert gather_rows({"rows": rows}, [3])["rows"] is rows
+    say("one line")
+    assert capsys.readouterr().err == "one line\n"
+
+
+@pytest.mark.parametrize("agree", [exchange, on_main, together])
+def test_alone_a_failure_is_ones_own(agree):
+    def fail():
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        agree(fail)
+
+
+@pytest.mark.parametrize(("count", "processes"), [(10, 4), (4, 4), (3, 4), (0, 2), (7, 1)])
+def test_shares_are_equal_parts_in_order(monkeypatch, count, processes):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    shares = [own_share(count, process) for process in range(processes)]
+    assert [thing for share in shares for thing in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert own_share(count) == shares[0]
+
+
+@pytest.mark.parametrize("status", [0, 3, 143])
+def test_alone_one_leaves_as_usual(status):
+    with pytest.raises(SystemExit) as left:
+        leave(status)
+    assert left.value.code == status
+
+
+def test_an_error_nobody_expected_is_shown_and_ends_the_process(capsys):
+    def broken():
+        raise KeyError("a mistake in the program")
+
+    for main, status in ((lambda: 3, 3), (broken, 1)):
+        with pytest.raises(SystemExit) as left:
+            finish(main)
+        assert left.value.code == status
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert "KeyError: 'a mistake in the program'" in said
+
+
+def test_only_a_failure_among_several_leaves_without_waiting(monkeypatch):
+    left = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(hosts, "_LINGER", 0.0)
+    monkeypatch.setattr(hosts.os, "_exit", left.append)
+    leave(3)
+    assert left == [3]
+    for status in (0, 143):
+        with pytest.raises(SystemExit):
+            leave(status)
+    assert left == [3]

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from morejax.decoding import decode_replies
 from morejax.models import CriticConfig, merge, split
 from morejax.models.response import response_hidden, response_values
-from morejax.rollout import Sample, SamplerConfig, draw, sample, token_logp
+from morejax.rollout import Sample, SamplerConfig, draw, read_prompts, sample, token_logp, uniform_numbers
 from morejax.sharding import make_mesh, rollout_sharding
 
 ROWS, CONTEXT, STEPS, EOS, PAD = 16, 6, 7, 1, 0
@@ -94,7 +95,7 @@ def test_bfloat16_log_probabilities_stay_within_their_rounding(core, sampler, pr
 
 
 def test_nothing_comes_after_the_end(sampler):
-    tokens, mask, logp, _ = map(np.asarray, sampler().drawn)
+    tokens, mask, logp = map(np.asarray, sampler().drawn[:3])
     for row in range(ROWS):
         length = mask[row].sum()
         assert mask[row, :length].all()
@@ -201,9 +202,117 @@ def test_one_token_at_most(core, sampler, prompts):
     assert drawn == Sample(*(jax.ShapeDtypeStruct((ROWS, 1), t) for t in (jnp.int32, bool, jnp.float32)), None)
 
 
-def test_negative_temperature_is_refused():
-    with pytest.raises(ValueError, match=r"--sampler\.temperature must not be negative: -1"):
-        SamplerConfig(temperature=-1)
+# ---- filters, samples, cache -------------------------------------------------------------------------------------
+
+FILTERED = {"temperature": 1.3, "repetition_penalty": 1.4, "top_k": 6, "top_p": 0.9, "min_p": 0.02}
+
+
+def test_both_log_probabilities_are_the_teacher_forced_ones(core, sampler, prompts):
+    """The policy's own (tempered), and those of what was drawn from: penalty, temperature, top-k, top-p, min-p."""
+    one = sampler(logp_drawn=True, **FILTERED)
+    logits, _ = teacher_forced(core, one, prompts)
+    tokens, valid = np.asarray(one.drawn.tokens), np.asarray(one.drawn.mask)
+    logp = token_logp(jax.nn.log_softmax(logits / 1.3), one.drawn.tokens)
+    np.testing.assert_allclose(one.drawn.logp, np.where(valid, logp, 0.0), atol=1e-5)
+    expected = np.zeros(valid.shape)
+    for row, step in zip(*np.nonzero(valid), strict=True):
+        seen = np.union1d(prompts[0][row][prompts[1][row]], tokens[row, :step])
+        scores = np.float64(logits[row, step])
+        scores[seen] = np.where(scores[seen] > 0, scores[seen] / 1.4, scores[seen] * 1.4)
+        expected[row, step] = filtered_logp(scores / 1.3)[tokens[row, step]]
+    np.testing.assert_allclose(one.drawn.logp_drawn, expected, atol=1e-5)
+    assert np.abs(expected - np.asarray(one.drawn.logp))[valid].max() > 0.1
+
+
+def filtered_logp(scores):
+    """Log-probabilities after top-k 6, top-p 0.9 and min-p 0.02, by sorting."""
+    order = np.argsort(-scores)
+    kept = order[:6]
+    share = np.exp(scores[kept] - scores[kept].max())
+    share /= share.sum()
+    kept = kept[np.cumsum(share) - share < 0.9]
+    kept = kept[scores[kept] >= scores.max() + np.log(0.02)]
+    found = np.full(len(scores), -np.inf)
+    found[kept] = scores[kept] - np.log(np.exp(scores[kept]).sum())
+    return found
+
+
+def test_with_filters_off_both_log_probabilities_agree(sampler):
+    drawn = sampler(logp_drawn=True).drawn
+    np.testing.assert_array_equal(drawn.logp_drawn, drawn.logp)
+    assert sampler().drawn.logp_drawn is None
+    np.testing.assert_array_equal(sampler().drawn.tokens, drawn.tokens)
+
+
+def test_greedy_draws_from_one_token(core, sampler, prompts):
+    """At temperature 0 the policy's log-probabilities are untempered, and what is drawn is certain."""
+    greedy = sampler(temperature=0.0, logp_drawn=True)
+    logits, _ = teacher_forced(core, greedy, prompts)
+    logp = token_logp(jax.nn.log_softmax(logits), greedy.drawn.tokens)
+    np.testing.assert_allclose(greedy.drawn.logp, jnp.where(greedy.drawn.mask, logp, 0.0), atol=1e-5)
+    assert not np.asarray(greedy.drawn.logp_drawn).any()
+
+
+def test_samples_of_a_prompt_are_those_of_the_prompt_repeated(core, sampler, prompts):
+    """Three replies each from one prefill: the same rows as from prompts written three times, and they differ."""
+    three = sampler(samples=3)
+    repeated = sampler().run(three.params, *(np.repeat(part, 3, axis=0) for part in prompts), jax.random.key(0))
+    np.testing.assert_array_equal(three.drawn.tokens, repeated.tokens)
+    np.testing.assert_allclose(three.drawn.logp, repeated.logp, atol=1e-5)
+    texts = np.asarray(three.drawn.tokens).reshape(ROWS, 3, STEPS)
+    assert np.mean([len({tuple(text) for text in group}) == 3 for group in texts]) > 0.8
+
+
+def test_samples_read_their_prompt_once(core, sampler, prompts):
+    """The program of eight replies to two prompts prefills two rows."""
+    one = sampler()
+    config = SamplerConfig(max_new_tokens=2, samples=8)
+    part = [x[:2] for x in prompts]
+    program = jax.make_jaxpr(lambda p: sample(one.graphdef, p, *part, jax.random.key(0), config))(one.params)
+    text = str(program)
+    assert f"f32[2,{CONTEXT},16]" in text
+    assert f"f32[16,{CONTEXT},16]" not in text
+    assert "f32[16,1,16]" in text
+
+
+def test_a_bfloat16_cache_stays_within_its_rounding(core, sampler, prompts):
+    """Keys and values of 8 bits under a float32 model; log-probabilities within 0.05 of the exact ones."""
+    rough = sampler(cache_dtype="bfloat16")
+    logits, _ = teacher_forced(core, rough, prompts)
+    logp = np.asarray(token_logp(jax.nn.log_softmax(logits), rough.drawn.tokens))[rough.drawn.mask]
+    difference = np.abs(np.asarray(rough.drawn.logp)[rough.drawn.mask] - logp)
+    assert 0 < difference.max() < 0.05
+
+
+def test_filters_and_samples_give_the_same_text_on_any_number_of_devices(sampler, prompts):
+    one = sampler(samples=2, logp_drawn=True, **FILTERED)
+    mesh = make_mesh(4, 2, 1)
+    placed = jax.device_put(prompts, rollout_sharding(mesh))
+    params = jax.device_put(one.params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    many = one.run(params, *placed, jax.random.key(0))
+    assert len(many.tokens.sharding.device_set) == 8
+    np.testing.assert_array_equal(many.tokens, one.drawn.tokens)
+    np.testing.assert_allclose(many.logp_drawn, one.drawn.logp_drawn, atol=1e-5)
+
+
+def test_the_loop_ends_when_all_rows_have_ended(core, sampler, prompts):
+    """A model that always says the end token leaves the loop after one turn, whatever T is."""
+    one = sampler()
+    params = jax.tree.map(jnp.copy, one.params)
+    end = params["trunk"]["embedding"][EOS]
+    params["trunk"]["final_norm"]["bias"] += 1e3 * end / (end @ end)
+    config = SamplerConfig(max_new_tokens=STEPS, eos_id=EOS)
+
+    def run(params):
+        model = merge(one.graphdef, params)
+        read = read_prompts(model, *map(jnp.asarray, prompts), config)
+        drawn, after, held = decode_replies(model, read, uniform_numbers(jax.random.key(0), ROWS, STEPS), config)
+        return drawn.mask, after.slot, held
+
+    mask, slot, held = jax.jit(run, compiler_options=core.fast_compile())(params)
+    assert int(held) == 1
+    assert int(slot) == CONTEXT + 1
+    np.testing.assert_array_equal(mask.sum(1), 1)
 
 
 # ---- draw --------------------------------------------------------------------------------------------------------

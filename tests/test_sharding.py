@@ -10,14 +10,18 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from morejax.models import CriticConfig, RewardHead, split
+from morejax.models import CriticConfig, LoraConfig, RewardHead, split
+from morejax.rollout import SamplerConfig, compile_sampler
 from morejax.sharding import (
     RULES,
     make_mesh,
+    mesh_from_text,
     parameter_spec,
     params_shardings,
+    parse_mesh,
     path_name,
     rollout_sharding,
+    row_shards,
     state_shardings,
 )
 from morejax.state import init_state
@@ -69,6 +73,7 @@ def all_parameters(core):
         abstract_params(core),
         abstract_params(core, tied=False),
         abstract_params(core, critic=CriticConfig(kind="shared")),
+        abstract_params(core, lora=LoraConfig(rank=2), mlp="swiglu", critic=CriticConfig(kind="base")),
         {"reward": reward},
     ]
     return sorted({name for params in models for name in named(params)})
@@ -89,8 +94,8 @@ def test_each_rule_places_some_parameter(core):
 
 
 def test_a_parameter_without_a_rule_is_an_error():
-    with pytest.raises(ValueError, match="'trunk/gate/kernel' matches 0 sharding rules, expected exactly one"):
-        parameter_spec("trunk/gate/kernel", (4, 4), make_mesh(8))
+    with pytest.raises(ValueError, match="'trunk/router/kernel' matches 0 sharding rules, expected exactly one"):
+        parameter_spec("trunk/router/kernel", (4, 4), make_mesh(8))
 
 
 def test_a_dimension_that_does_not_divide_stays_whole():
@@ -132,3 +137,57 @@ def test_a_mesh_takes_exactly_the_devices_there_are():
         make_mesh(2)
     with pytest.raises(ValueError, match="needs 16 devices, found 8"):
         make_mesh(4, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [
+        ("data=8", (8, 1, 1)),
+        ("tensor=2,data=2,fsdp=2", (2, 2, 2)),
+        (" fsdp = 4 , tensor=2", (1, 4, 2)),
+        ("data=-1,fsdp=4", (2, 4, 1)),
+        ("data=8,fsdp=-1", (8, 1, 1)),
+    ],
+)
+def test_a_mesh_from_its_text(text, sizes):
+    mesh = mesh_from_text(text)
+    assert tuple(mesh.shape.values()) == sizes
+    assert row_shards(mesh) == sizes[0] * sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data=4,pipe=2", "'pipe=2' is not AXIS=SIZE with an axis among data, fsdp, tensor"),
+        ("8", "'8' is not AXIS=SIZE"),
+        ("data=4,,fsdp=2", "'' is not AXIS=SIZE"),
+        ("data=4,data=2", "data is given twice"),
+        ("data=0", "the size of data must be 1 or more, or -1 for the rest, not '0'"),
+        ("fsdp=two", "the size of fsdp must be 1 or more, or -1 for the rest, not 'two'"),
+        ("data=-1,fsdp=-1", "only one axis can be -1"),
+    ],
+)
+def test_a_text_that_is_no_mesh_is_refused(text, message):
+    with pytest.raises(ValueError, match=f"--mesh {re.escape(text)}: .*{re.escape(message)}"):
+        parse_mesh(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "given"), [("data=4", 4), ("data=8,tensor=2", 16), ("data=3,fsdp=-1", 3), ("data=16,fsdp=-1", 16)]
+)
+def test_a_mesh_of_another_number_of_devices_is_refused(text, given):
+    message = rf"--mesh {text}: its sizes multiply to {given}, found 8 cpu device\(s\) in 1 process\(es\)"
+    with pytest.raises(ValueError, match=message):
+        mesh_from_text(text)
+
+
+def test_the_cache_of_the_sampler_is_cut_along_rows_and_heads(core):
+    """16 sequences over data x fsdp = 4, 2 heads over tensor = 2: keys are `[.., 4, 1, P, E]` on each device."""
+    mesh, (graphdef, params) = make_mesh(2, 2, 2), split(core.model(critic=CriticConfig(kind="none")))
+    params = jax.device_put(params, params_shardings(mesh, params))
+    prompts = jax.device_put(np.full((16, 6), 3, np.int32), rollout_sharding(mesh))
+    sampler = compile_sampler(graphdef, SamplerConfig(max_new_tokens=5))
+    program = sampler.lower(params, prompts, prompts > 0, jax.random.key(0)).compile().as_text()
+    loops = [line.split(" while(")[0] for line in program.splitlines() if re.search(r"= \(.*\) while\(", line)]
+    assert any(re.search(r"[\[,]4,1,11,8\]", line) for line in loops), loops
+    assert not any(re.search(r"[\[,](16,\d,11,8|4,2,11,8)\]", line) for line in loops)

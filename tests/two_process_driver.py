@@ -3,12 +3,14 @@
     two_process_driver.py ADDRESS PROCESSES PROCESS OUT
 
 Five steps of the tiny config on 4 devices a process, in every layout; process 0 writes the final states and the
-metrics of all steps to OUT (npz).
+metrics of all steps to OUT (npz). Before that the processes exchange what they find (OUT.exchange.json), and carry a
+checkpoint in OUT.checkpoints/from over to a mesh of their own in OUT.checkpoints/to.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -19,9 +21,22 @@ import numpy as np
 from jax.sharding import Mesh
 
 from morejax.compile import compile_step
-from morejax.hosts import initialise, is_main, place_global, place_local, to_host
+from morejax.hosts import (
+    HostError,
+    exchange,
+    gather_rows,
+    initialise,
+    is_main,
+    on_main,
+    place_global,
+    place_local,
+    to_host,
+    together,
+)
 from morejax.rollout import Rollout
 from morejax.sharding import make_mesh, path_name, rollout_sharding, state_shardings
+from morejax.state import TrainState
+from morejax.training.checkpoint import Checkpoints
 
 STEPS = 5
 # In the first, gradients are summed over both processes; in the second, parameters are cut over them as well.
@@ -68,11 +83,45 @@ def named(tree, prefix: str) -> dict[str, np.ndarray]:
     return {f"{prefix} {path_name(path)}": leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def exchanges() -> dict[str, Any]:
+    """What the processes learn from each other; only process 1 fails."""
+
+    def fail_in_one() -> None:
+        if not is_main():
+            raise OSError("disk full")
+
+    index = jax.process_index()
+    found: dict[str, Any] = {"each": exchange(lambda: "x" * 10**index), "main": on_main(lambda: 7 + index)}
+    # A program that both must take part in, and a failure in between.
+    found["rows"] = gather_rows(np.full((index + 1, 2), index), [1, 2]).tolist()
+    try:
+        together(fail_in_one)
+    except (HostError, OSError) as error:
+        found["failure"] = f"{type(error).__name__}: {error}"
+    return {"found": exchange(lambda: found), "devices": jax.device_count()}
+
+
+def carry_over(folder: Path, state: TrainState) -> None:
+    """Restore onto a mesh over both processes, and save from there."""
+    placed = place_global(state, state_shardings(make_mesh(1, 4, 2), state))
+    source, target = Checkpoints(folder / "from"), Checkpoints(folder / "to")
+    restored, meta = source.restore(placed)
+    assert not restored.params["trunk"]["embedding"].is_fully_addressable
+    target.save(meta["step"] + 1, restored, {"step": meta["step"] + 1})
+    source.close()
+    target.close()
+
+
 def main(address: str, processes: str, process: str, out: str) -> None:
     builders = load_builders()
     jax.config.update("jax_num_cpu_devices", 4)
     initialise(address, int(processes), int(process), timeout=60)
     assert (jax.local_device_count(), jax.device_count()) == (4, 8)
+    (told := Path(f"{out}.exchange.json")).unlink(missing_ok=True)
+    found = exchanges()
+    if is_main():
+        told.write_text(json.dumps(found))
+    carry_over(Path(f"{out}.checkpoints"), builders.build_state(builders.step_config()))
     runs = {backend: train(builders, backend, make_mesh(*shape)) for backend, shape in LAYOUTS.items()}
     if is_main():
         arrays: dict[str, Any] = {f"{b} {name}": leaf for b, run in runs.items() for name, leaf in run.items()}

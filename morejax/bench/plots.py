@@ -33,7 +33,7 @@ def plot_sweep(records: Sequence[dict[str, Any]], path: Path) -> Path:
                 line = [r for r in records if r["axis"] == axis and r["layers_by"] == how]
                 if line:
                     panel.plot([r[key] for r in line], [unit * r[value] for r in line], marker=marker, label=how)
-            panel.set(xlabel=label, ylabel=title, ylim=(0, None))
+            panel.set(xlabel=label, ylabel=title, ylim=(0, 1.05 * panel.get_ylim()[1]))
             panel.grid(alpha=0.3)
         axes[row][0].legend(title="layers")
     first = records[0]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 from flax import nnx
 
-from morejax.models.decoder import Decoder, DecoderConfig
+from morejax.models.decoder import Decoder
+from morejax.models.decoder_config import DecoderConfig
 from morejax.models.heads import PolicyHead, ValueHead
 
 
@@ -16,8 +17,8 @@ class CriticConfig:
     """Where the H value estimates come from."""
 
     kind: str = "own"
-    """own: a small trunk of its own; shared: heads on the policy's trunk behind a stop_gradient; none: no critic, for
-    group baselines."""
+    """own: a small trunk of its own; shared: heads on the policy's trunk behind a stop_gradient; base: adapters of its
+    own on the policy's frozen weights (LoRA); none: no critic, for group baselines."""
     layers: int = 2
     """Blocks of the critic's own trunk."""
     width: int = 128
@@ -28,18 +29,20 @@ class CriticConfig:
     """Hidden width of the value head."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("own", "shared", "none"):
-            raise ValueError(f"--critic.kind must be own, shared or none, not {self.kind!r}")
+        if self.kind not in ("own", "shared", "base", "none"):
+            raise ValueError(f"--critic.kind must be own, shared, base or none, not {self.kind!r}")
 
 
 class Value(nnx.Module):
     """H values per position, from a trunk of its own or from the policy's hidden states."""
 
     def __init__(self, policy: DecoderConfig, critic: CriticConfig, streams: int, rngs: nnx.Rngs):
-        own = critic.kind == "own"
-        config = replace(policy, layers=critic.layers, width=critic.width, heads=critic.heads)
-        self.trunk = Decoder(config, rngs) if own else None
-        width = critic.width if own else policy.width
+        if critic.kind == "base" and not policy.lora.rank:
+            raise ValueError("--critic.kind base needs adapters: give --model.lora.rank")
+        own = policy.resized(layers=critic.layers, width=critic.width, heads=critic.heads)
+        config = {"own": own, "base": policy}.get(critic.kind)
+        self.trunk = None if config is None else Decoder(config, rngs)
+        width = policy.width if config is None else config.width
         self.head = ValueHead(width, streams, hidden=critic.hidden, rngs=rngs)
 
     def __call__(self, tokens: jax.Array, mask: jax.Array, policy_hidden: jax.Array, start: int = 0) -> jax.Array:
@@ -58,11 +61,10 @@ class ActorCritic(nnx.Module):
         *,
         critic: CriticConfig | None = None,
         streams: int = 0,
-        tied: bool = True,
         rngs: nnx.Rngs,
     ):
         self.trunk = Decoder(config, rngs)
-        self.policy = PolicyHead(config.width, config.vocab_size, tied=tied, rngs=rngs)
+        self.policy = PolicyHead(config, tied=config.tied, rngs=rngs)
         if critic is not None and critic.kind == "none":
             critic = None
         self.value = Value(config, critic, streams, rngs) if critic is not None else None
@@ -77,7 +79,7 @@ class ActorCritic(nnx.Module):
 
     def response_values(self, tokens: jax.Array, mask: jax.Array, hidden: jax.Array, context: int) -> jax.Array:
         """Values f32[B, T, H] before every response token; `hidden` as `response_hidden` gives it."""
-        return self.value(tokens[:, :-1], mask[:, :-1], hidden, context - 1)
+        return self.critic(tokens[:, :-1], mask[:, :-1], hidden, context - 1)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Token logits f32[..., V] of hidden states f32[..., D]."""
@@ -85,6 +87,15 @@ class ActorCritic(nnx.Module):
 
     def values(self, tokens: jax.Array, mask: jax.Array, hidden: jax.Array) -> jax.Array:
         """Values f32[B, Q, H] in units of the stream's running scale."""
+        return self.critic(tokens, mask, hidden)
+
+    @property
+    def critic(self) -> Value:
+        """The critic.
+
+        Raises:
+          ValueError: there is none.
+        """
         if self.value is None:
             raise ValueError("this model was built without a critic: pass critic=CriticConfig(...)")
-        return self.value(tokens, mask, hidden)
+        return self.value

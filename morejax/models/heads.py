@@ -6,20 +6,46 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from morejax.models.decoder_config import DecoderConfig
+
+_NEGATIVE = -1e9
+
+
+def vocabulary_logits(hidden: jax.Array, table: jax.Array, config: DecoderConfig) -> jax.Array:
+    """Token logits: hidden table^T in the compute type, float32 out; -1e9 on rows that only fill the table up.
+
+    Args:
+      hidden: f32[..., D].
+      table: f32[R, D], R = `config.vocab_rows`.
+      config: of the decoder.
+
+    Returns:
+      f32[..., R].
+    """
+    dtype = jnp.dtype(config.dtype)
+    # The transpose outside of the product: the table's gradient then needs no transposed copy of the logits'.
+    logits = jnp.einsum(
+        "...d,dv->...v", hidden.astype(dtype), table.astype(dtype).T, preferred_element_type=jnp.float32
+    )
+    if config.vocab_rows == config.vocab_size:
+        return logits
+    real = jnp.arange(config.vocab_rows) < config.vocab_size
+    return jnp.where(jnp.broadcast_to(real, logits.shape), logits, _NEGATIVE)
+
 
 class PolicyHead(nnx.Module):
     """Hidden states to token logits; tied to the trunk's embedding, or with a matrix of its own."""
 
-    def __init__(self, width: int, vocab_size: int, *, tied: bool, rngs: nnx.Rngs):
-        self.kernel = (
-            None if tied else nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocab_size, width), jnp.float32))
-        )
+    def __init__(self, config: DecoderConfig, *, tied: bool, rngs: nnx.Rngs):
+        self.config = config
+        shape = (config.vocab_rows, config.width)
+        self.kernel = None if tied else nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32))
 
     def __call__(self, hidden: jax.Array, trunk) -> jax.Array:
         """f32[..., D] to f32[..., V]."""
         if self.kernel is None:
             return trunk.logits(hidden)
-        return jnp.einsum("...d,vd->...v", hidden, self.kernel[...], preferred_element_type=jnp.float32)
+        return vocabulary_logits(hidden, self.kernel[...], self.config)
 
 
 class ValueHead(nnx.Module):

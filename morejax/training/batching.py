@@ -37,11 +37,18 @@ class Sequences:
         return len(self.tokens)
 
 
-def bucket(sequences: Sequences, tokens_per_batch: int, step: int = 32) -> dict[tuple[int, int], np.ndarray]:
+def bucket(
+    sequences: Sequences, tokens_per_batch: int, step: int = 32, rows: int = 8
+) -> dict[tuple[int, int], np.ndarray]:
     """Group sequences by (length, target span), both rounded up to a multiple of `step`.
 
     A group too small to fill one batch joins the next longer one with at least its target span, so that every shape
     pays for its compilation.
+
+    Args:
+        sequences: the data.
+        tokens_per_batch, rows: size of a batch, as `batch_size` takes them.
+        step: lengths are rounded up to a multiple of this.
 
     Returns:
         (L, R) -> indices.
@@ -57,7 +64,7 @@ def bucket(sequences: Sequences, tokens_per_batch: int, step: int = 32) -> dict[
     for key in sorted(groups):
         indices = carried + groups[key]
         key = (key[0], max(key[1], span_needed))
-        if len(indices) < 2 * batch_size(key[0], tokens_per_batch) and key[0] != max(groups)[0]:
+        if len(indices) < 2 * batch_size(key[0], tokens_per_batch, rows) and key[0] != max(groups)[0]:
             carried, span_needed = indices, key[1]
             continue
         carried, span_needed = [], 0
@@ -65,9 +72,9 @@ def bucket(sequences: Sequences, tokens_per_batch: int, step: int = 32) -> dict[
     return {key: np.array(sorted(indices)) for key, indices in merged.items()}
 
 
-def batch_size(length: int, tokens_per_batch: int) -> int:
-    """Sequences per batch at this length: a multiple of 8 that holds about `tokens_per_batch` tokens."""
-    return max(8, tokens_per_batch // length // 8 * 8)
+def batch_size(length: int, tokens_per_batch: int, rows: int = 8) -> int:
+    """Sequences per batch at this length: a multiple of `rows` that holds about `tokens_per_batch` tokens."""
+    return max(rows, tokens_per_batch // length // rows * rows)
 
 
 def epoch_batches(
@@ -81,6 +88,7 @@ def epoch_batches(
     drop: float = 0.0,
     drop_id: int | None = None,
     start: int = 0,
+    rows: int = 8,
 ) -> Iterator[SequenceBatch]:
     """All batches of an epoch in a random order that depends on (seed, epoch) alone.
 
@@ -92,24 +100,25 @@ def epoch_batches(
         drop: probability with which a context token is replaced by `drop_id` (regularisation; targets stay).
         drop_id: the token that stands for a dropped one.
         start: batches to leave out in front (on resume).
+        rows: the size of a batch is a multiple of this.
     """
     random = np.random.default_rng([seed, epoch])
     plan: list[tuple[tuple[int, int], np.ndarray]] = []
     for key in sorted(groups):
-        size = batch_size(key[0], tokens_per_batch)
+        size = batch_size(key[0], tokens_per_batch, rows)
         order = random.permutation(groups[key])
         # The last batch is filled up from the front of the order: no sequence is left out, no shape is new.
         order = np.resize(order, -(-len(order) // size) * size)
-        plan += [(key, rows) for rows in order.reshape(-1, size)]
+        plan += [(key, chosen) for chosen in order.reshape(-1, size)]
     for number in random.permutation(len(plan))[start:]:
-        key, rows = plan[number]
+        key, chosen = plan[number]
         noise = np.random.default_rng([seed, epoch, int(number)]) if drop else None
-        yield make_batch(sequences, rows, key, pad_id, drop, drop_id, noise)
+        yield make_batch(sequences, chosen, key, pad_id, drop, drop_id, noise)
 
 
-def batches_per_epoch(groups: dict[tuple[int, int], np.ndarray], tokens_per_batch: int) -> int:
+def batches_per_epoch(groups: dict[tuple[int, int], np.ndarray], tokens_per_batch: int, rows: int = 8) -> int:
     """Number of batches that `epoch_batches` yields."""
-    return sum(-(-len(rows) // batch_size(key[0], tokens_per_batch)) for key, rows in groups.items())
+    return sum(-(-len(found) // batch_size(key[0], tokens_per_batch, rows)) for key, found in groups.items())
 
 
 def make_batch(

@@ -1,4 +1,8 @@
-"""Checkpoints of a stage: arrays and a small JSON, written by Orbax in the background."""
+"""Checkpoints of a stage: arrays and a small JSON, written by Orbax in the background.
+
+Of several processes each writes and reads the parts of arrays that lie on its devices, into one folder that all see;
+every function here is called by all of them. Arrays are read onto whatever mesh they are wanted on.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+
+from morejax import hosts
 
 
 class Checkpoints:
@@ -25,12 +31,12 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def latest(self) -> int | None:
-        """Step of the newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+        """Step of the newest complete checkpoint that the main process sees, or None."""
+        return hosts.on_main(self._manager.latest_step)
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Write a pytree of arrays and a JSON; returns once the arrays are copied. Saving a step again is a no-op."""
-        if step == self.latest():
+        if step == self._manager.latest_step():
             return
         # The JSON is written in the background: a copy, since the caller goes on changing its own.
         frozen = json.loads(json.dumps(meta))
@@ -71,38 +77,49 @@ class Checkpoints:
 def save_params(directory: Path | str, params: Any, meta: dict[str, Any]) -> None:
     """Write final parameters `directory/params` with a JSON beside them, complete or not at all."""
     directory = Path(directory).absolute()
-    directory.mkdir(parents=True, exist_ok=True)
+    hosts.on_main(lambda: directory.mkdir(parents=True, exist_ok=True))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory / "params", params, force=True)
+    hosts.on_main(lambda: _write_meta(directory, meta))
+
+
+def _write_meta(directory: Path, meta: dict[str, Any]) -> None:
     (directory / "meta.json.part").write_text(json.dumps(meta, indent=1))
     (directory / "meta.json.part").rename(directory / "meta.json")
 
 
-def load_params(
-    directory: Path | str, like: Any, sharding: jax.sharding.Sharding | None = None
-) -> tuple[Any, dict[str, Any]]:
+def _read_meta(directory: Path) -> dict[str, Any]:
+    if not (directory / "meta.json").is_file():
+        raise FileNotFoundError(f"{directory}: no finished parameters here; run the stage that makes them first")
+    return json.loads((directory / "meta.json").read_text())
+
+
+def load_params(directory: Path | str, like: Any, sharding: Any = None) -> tuple[Any, dict[str, Any]]:
     """Read what `save_params` wrote.
 
     Args:
         directory: where it is.
         like: pytree of arrays or of ShapeDtypeStructs, of the wanted structure.
-        sharding: where to put the arrays; on the first device when None.
+        sharding: where to put the arrays, one for all or a tree of them; on the first device when None.
 
     Raises:
         FileNotFoundError: nothing is there, or it is incomplete.
         ValueError: structure or shapes are not those of `like`.
     """
     directory = Path(directory).absolute()
-    if not (directory / "meta.json").is_file():
-        raise FileNotFoundError(f"{directory}: no finished parameters here; run the stage that makes them first")
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
+    meta = hosts.on_main(lambda: _read_meta(directory))
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _: sharding, like)
+    abstract = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), like, sharding
+    )
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             params = checkpointer.restore(directory / "params", abstract)
         except (ValueError, KeyError) as error:
             raise _misfit(f"{directory}: the parameters do", error) from error
-    return params, json.loads((directory / "meta.json").read_text())
+    return params, meta
 
 
 def _without_empty(tree: Any) -> Any:

@@ -23,8 +23,8 @@ class Generator:
     Args:
         graphdef: model with `trunk` and `logits`.
         config: sampler; `with_settings` makes variants that share nothing but the model.
-        batch: rows of a call; the last one is filled up.
-        step: prompt lengths are rounded up to a multiple of this.
+        batch: prompts of a call; the last one is filled up.
+        step: prompt lengths are rounded up to a multiple of this, and each such length is compiled once.
         between: called between two batches; may raise to stop.
     """
 
@@ -50,6 +50,8 @@ class Generator:
     ) -> list[Ids]:
         """The tokens of every reply, the end token included, in the order of the prompts.
 
+        With `config.samples` above 1, so many replies to each prompt stand behind one another.
+
         Args:
             params: the model's.
             prompts: token ids; none may be empty.
@@ -57,7 +59,8 @@ class Generator:
             progress: updated with the number of replies done.
         """
         order = sorted(range(len(prompts)), key=lambda index: -(-len(prompts[index]) // self.step))
-        replies: list[Ids] = [()] * len(prompts)
+        samples = self.config.samples
+        replies: list[Ids] = [()] * (len(prompts) * samples)
         done = 0
         for number, rows in enumerate(self._groups(prompts, order)):
             self.between()
@@ -68,10 +71,12 @@ class Generator:
             sample = self._sampler(params, tokens, mask, key)
             drawn, valid = np.asarray(sample.tokens), np.asarray(sample.mask)
             for place, row in enumerate(rows):
-                replies[row] = tuple(int(token) for token in drawn[place][valid[place]])
+                for which in range(samples):
+                    here = place * samples + which
+                    replies[row * samples + which] = tuple(int(token) for token in drawn[here][valid[here]])
             done += len(rows)
             if progress is not None:
-                progress.update(done, tokens=int(valid[: len(rows)].sum()))
+                progress.update(done, tokens=int(valid[: len(rows) * samples].sum()))
         return replies
 
     def _groups(self, prompts: Sequence[Ids], order: list[int]) -> list[list[int]]:

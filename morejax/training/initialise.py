@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import jax
 from flax import nnx
@@ -25,16 +26,23 @@ def structure(build: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, Params]:
     return split(nnx.eval_shape(build))
 
 
-def initial_params(build: Callable[[], nnx.Module], parts: Collection[str] | None = None) -> Params:
+def initial_params(
+    build: Callable[[], nnx.Module],
+    parts: Collection[str] | None = None,
+    shardings: Callable[[Params], Any] | None = None,
+) -> Params:
     """First parameters of a model from one compiled program; on CPU bit-equal to those of `build()`.
 
     Args:
         build: constructs the model.
         parts: top-level entries to make, e.g. `value`; what they do not depend on is not computed. None makes all.
+        shardings: of abstract parameters: where the arrays are made, so that no device holds a part it is not to keep.
     """
 
     def make() -> Params:
         params = split(build())[1]
         return {name: params[name] for name in (params if parts is None else parts)}
 
-    return jax.jit(make, compiler_options=_CPU_OPTIONS if jax.default_backend() == "cpu" else None)()
+    where = None if shardings is None else shardings(jax.eval_shape(make))
+    options = _CPU_OPTIONS if jax.default_backend() == "cpu" else None
+    return jax.jit(make, out_shardings=where, compiler_options=options)()

@@ -1,9 +1,15 @@
-"""Stop cleanly: the first SIGTERM or Ctrl-C is remembered, the loop saves and leaves; a second Ctrl-C is immediate."""
+"""Stop cleanly: the first SIGTERM or Ctrl-C is remembered, the loop saves and leaves; a second Ctrl-C is immediate.
+
+Of several processes each may get a signal of its own, or only one of them does: asking the flag tells it to all, so
+that all save the same step. They must therefore ask together.
+"""
 
 from __future__ import annotations
 
 import signal
 from types import FrameType
+
+from morejax import hosts
 
 
 class Interrupted(Exception):
@@ -36,9 +42,14 @@ class StopRequest:
         self.number = number
 
     def __bool__(self) -> bool:
-        return self.number is not None
+        return self._agreed() is not None
 
     def raise_if_set(self) -> None:
         """Raise `Interrupted` when a signal has come; call it after saving."""
-        if self.number is not None:
-            raise Interrupted(self.number)
+        number = self._agreed()
+        if number is not None:
+            raise Interrupted(number)
+
+    def _agreed(self) -> int | None:
+        """The signal that has come to any process."""
+        return next((number for number in hosts.exchange(lambda: self.number) if number is not None), None)

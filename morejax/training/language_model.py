@@ -25,6 +25,7 @@ from morejax.training import batching
 from morejax.training.batching import SequenceBatch, Sequences
 from morejax.training.checkpoint import Checkpoints
 from morejax.training.interrupt import StopRequest
+from morejax.training.placement import ONE_DEVICE, Placement
 from morejax.training.progress import Progress
 from morejax.training.writers import open_writers
 
@@ -101,10 +102,24 @@ def target_loss(
     return jnp.where(targets, nll, 0.0).sum() / jnp.maximum(count, 1), count
 
 
-def compile_update(graphdef: nnx.GraphDef, tx: optax.GradientTransformation):
-    """(state, tokens, mask, targets) -> (state, loss, gradient norm), jitted, the state donated."""
+def fresh_state(params: Params, tx: optax.GradientTransformation, placement: Placement) -> LanguageModelState:
+    """A state of copies of the parameters (it will be donated, the caller keeps its own), made where it is to lie."""
 
-    @partial(jax.jit, donate_argnums=0)
+    def make(params: Params) -> LanguageModelState:
+        return LanguageModelState(jax.tree.map(jnp.copy, params), tx.init(params), jnp.int32(0))
+
+    return jax.jit(make, out_shardings=placement.of_state(jax.eval_shape(make, params)))(params)
+
+
+def compile_update(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, shardings: Any = None):
+    """(state, tokens, mask, targets) -> (state, loss, gradient norm), jitted, the state donated.
+
+    Args:
+        graphdef, tx: model and optimizer.
+        shardings: of the new state, where the old one must lie; None leaves them to the compiler.
+    """
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None, None))
     def update(state: LanguageModelState, tokens, mask, targets):
         def objective(params):
             return target_loss(graphdef, params, tokens, mask, targets)[0]
@@ -118,12 +133,20 @@ def compile_update(graphdef: nnx.GraphDef, tx: optax.GradientTransformation):
     return update
 
 
-def evaluate_loss(graphdef: nnx.GraphDef, params: Params, sequences: Sequences, config: LanguageModelConfig, pad: int):
+def evaluate_loss(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    sequences: Sequences,
+    config: LanguageModelConfig,
+    pad: int,
+    placement: Placement = ONE_DEVICE,
+) -> float:
     """Mean negative log-likelihood per target token over all sequences, nats."""
     loss_of = _compiled_loss(graphdef)
-    groups = batching.bucket(sequences, config.tokens_per_batch)
-    batches = batching.epoch_batches(sequences, groups, config.tokens_per_batch, seed=0, epoch=0, pad_id=pad)
-    parts = [loss_of(params, batch.tokens, batch.mask, batch.targets) for batch in batches]
+    size, rows = config.tokens_per_batch, _batch_rows(placement)
+    groups = batching.bucket(sequences, size, rows=rows)
+    batches = batching.epoch_batches(sequences, groups, size, seed=0, epoch=0, pad_id=pad, rows=rows)
+    parts = [loss_of(params, *placement.rows((batch.tokens, batch.mask, batch.targets))) for batch in batches]
     losses, counts = np.array([[float(loss), float(count)] for loss, count in parts]).T
     return float((losses * counts).sum() / counts.sum())
 
@@ -135,6 +158,11 @@ def _loss(graphdef, params, tokens, mask, targets):
 
 def _compiled_loss(graphdef: nnx.GraphDef) -> Callable[..., tuple[jax.Array, jax.Array]]:
     return partial(_loss, graphdef)
+
+
+def _batch_rows(placement: Placement) -> int:
+    """Batches are multiples of 8 rows, and of the parts that rows are cut into: up to 8, the same batches anywhere."""
+    return math.lcm(8, placement.row_shards)
 
 
 class NonFinite(FloatingPointError):
@@ -154,7 +182,7 @@ def fit(
     pad_id: int,
     drop_id: int,
     stop: StopRequest,
-    place: Callable[[Any], Any] = lambda tree: tree,
+    placement: Placement = ONE_DEVICE,
 ) -> tuple[Params, dict[str, float]]:
     """Train on `train`, report the loss on `dev`; resumes from the stage's newest checkpoint.
 
@@ -167,7 +195,7 @@ def fit(
         seed: of the order of examples.
         pad_id, drop_id: padding, and what hides a dropped token.
         stop: flag of the signal handler.
-        place: puts host arrays on the devices (sharding of a batch).
+        placement: where state and batches lie.
 
     Returns:
         The trained parameters and {"dev_loss", "tokens", "steps"}.
@@ -176,22 +204,22 @@ def fit(
         NonFinite: loss or gradient is NaN or infinite; the last checkpoint is from before.
         Interrupted: after a signal, once a checkpoint is written.
     """
-    groups = batching.bucket(train, config.tokens_per_batch)
-    per_epoch = batching.batches_per_epoch(groups, config.tokens_per_batch)
+    rows = _batch_rows(placement)
+    groups = batching.bucket(train, config.tokens_per_batch, rows=rows)
+    per_epoch = batching.batches_per_epoch(groups, config.tokens_per_batch, rows)
     steps = max(1, math.ceil(config.epochs * per_epoch))
     tx = make_optimizer(config, steps)
-    # A copy: the state is donated, the caller keeps its parameters.
-    state = LanguageModelState(jax.tree.map(jnp.copy, params), tx.init(params), jnp.int32(0))
-    # Every leaf placed like the parameters: a leaf that jit is free to move costs a second compilation.
-    state = jax.device_put(state, jax.tree.leaves(params)[0].sharding)
+    state = fresh_state(params, tx, placement)
     checkpoints = Checkpoints(run_dir / "checkpoints" / stage, keep=1)
     start, seen, restored = 0, 0, None
     if checkpoints.latest() is not None:
         state, meta = checkpoints.restore(state)
         start = restored = meta["step"]
         seen = meta["tokens"]
-    update = compile_update(graphdef, tx)
-    batches = _from_step(train, groups, config, per_epoch, start, seed, pad_id, drop_id)
+    update = compile_update(graphdef, tx, None if placement.mesh is None else placement.of_state(state))
+    batches = _from_step(train, groups, config, per_epoch, start, seed, pad_id, drop_id, rows)
+    # Several processes ask each other for signals, which waits for the devices: only when the loop waits anyway.
+    look_every = 1 if jax.process_count() == 1 else config.log_every
     began, before, shown, pending = time.monotonic(), seen, seen, None
 
     def flush() -> None:
@@ -204,7 +232,7 @@ def fit(
         Progress(stage, steps, start=start) as bar,
     ):
         for step, batch in enumerate(itertools.islice(batches, steps - start), start + 1):
-            arrays = place((batch.tokens, batch.mask, batch.targets))
+            arrays = placement.rows((batch.tokens, batch.mask, batch.targets))
             state, loss, norm = update(state, *arrays)
             seen += batch.real_tokens
             # Read the numbers of the step before: the device is never waited for.
@@ -214,7 +242,7 @@ def fit(
                 bar.update(step, {"loss": float(loss)}, tokens=seen - shown)
                 shown = seen
             # Read once: a signal that comes between saving and leaving waits for the next step.
-            stopping = bool(stop)
+            stopping = step % look_every == 0 and bool(stop)
             if step % config.checkpoint_every == 0 or stopping:
                 # The log is whole up to a checkpoint: a resumed one has no gap.
                 flush()
@@ -224,13 +252,13 @@ def fit(
             if stopping:
                 stop.raise_if_set()
         flush()
-        dev_loss = evaluate_loss(graphdef, state.params, dev, config, pad_id)
+        dev_loss = evaluate_loss(graphdef, state.params, dev, config, pad_id, placement)
         writer.scalars(steps, {"dev_loss": dev_loss})
         bar.write(f"{stage}: dev loss {dev_loss:.4f} nats per target token after {steps} steps")
     return state.params, {"dev_loss": dev_loss, "tokens": float(seen), "steps": float(steps)}
 
 
-def _from_step(train, groups, config, per_epoch, start, seed, pad_id, drop_id) -> Iterator[SequenceBatch]:
+def _from_step(train, groups, config, per_epoch, start, seed, pad_id, drop_id, rows) -> Iterator[SequenceBatch]:
     for epoch in itertools.count(start // per_epoch):
         skip = start % per_epoch if epoch == start // per_epoch else 0
         yield from batching.epoch_batches(
@@ -243,6 +271,7 @@ def _from_step(train, groups, config, per_epoch, start, seed, pad_id, drop_id) -
             drop=config.token_dropout,
             drop_id=drop_id,
             start=skip,
+            rows=rows,
         )
 
 

@@ -7,21 +7,21 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 
+from morejax import hosts
 from morejax.compile import compile_step
 from morejax.config import StepConfig
-from morejax.models.split import Params
-from morejax.sharding import rollout_sharding, state_shardings
+from morejax.models.split import Params, whole
 from morejax.state import TrainState
 from morejax.tasks.streams import NonFiniteStream
 from morejax.training.checkpoint import Checkpoints, save_params
 from morejax.training.interrupt import StopRequest
 from morejax.training.language_model import NonFinite
+from morejax.training.placement import ONE_DEVICE, Placement
 from morejax.training.ppo_config import PPOConfig
 from morejax.training.progress import Progress
 from morejax.training.rollouts import Frozen, Sampler, Shapes, plan
@@ -44,7 +44,7 @@ def fit(
     seed: int,
     stop: StopRequest,
     evaluate: Callable[[Params], dict[str, float]],
-    mesh: jax.sharding.Mesh | None = None,
+    placement: Placement = ONE_DEVICE,
 ) -> dict[str, Any]:
     """Run the loop; resumes from the newest checkpoint of the stage.
 
@@ -56,11 +56,11 @@ def fit(
         step: structure of the step.
         ppo: numbers of the loop.
         shapes: static sizes.
-        run_dir: the run's folder; best or last parameters go to checkpoints/ppo-final.
+        run_dir: the run's folder; best or last trained parameters go to checkpoints/ppo-final.
         seed: of the order of dialogues.
         stop: flag of the signal handler.
         evaluate: greedy scores of parameters on the selection split.
-        mesh: devices; None uses one.
+        placement: where state and rollouts lie.
 
     Returns:
         {"best": {...}, "first": metrics of the first iteration, "last": of the last}.
@@ -69,20 +69,17 @@ def fit(
         NonFinite: a number is NaN or infinite; names stream and iteration. The last checkpoint is from before.
         Interrupted: after a signal, once a checkpoint is written.
     """
-    place: Callable[[Any], Any] = lambda tree: tree  # noqa: E731
-    # Every leaf placed: one that jit is free to move costs a second compilation.
-    state = jax.device_put(state, jax.devices()[0] if mesh is None else state_shardings(mesh, state))
-    if mesh is not None:
-        place = partial(jax.device_put, device=rollout_sharding(mesh))
+    state, mesh = placement.state(state), placement.mesh
     checkpoints = Checkpoints(run_dir / "checkpoints" / "ppo", keep=2)
     start, restored = 0, None
     progress: dict[str, Any] = {"best": None, "first": None, "last": None}
     if checkpoints.latest() is not None:
-        state, meta = checkpoints.restore(state)
+        restored_state, meta = checkpoints.restore(state.replace(frozen=None))
+        state = restored_state.replace(frozen=state.frozen)
         start = restored = meta["iteration"]
         progress = meta["progress"]
-    sampler = Sampler(task, state, frozen, step, shapes, ppo, place)
-    train = compile_step(step, mesh=mesh, state=state if mesh is not None else None)
+    sampler = Sampler(task, state, frozen, step, shapes, ppo, placement)
+    train = compile_step(step, mesh=mesh, state=state)
     batches = plan([len(turns) * ppo.samples for turns in prompts], shapes.turns, seed)
     for _ in range(start):
         next(batches)
@@ -94,13 +91,13 @@ def fit(
     ):
         log = LateLog(writer, bar, progress)
         if start == 0 and ppo.eval_every:
-            progress["best"] = _evaluate(evaluate, state.params, 0, writer, final, None, ppo)
+            progress["best"] = _evaluate(evaluate, state, 0, writer, final, None, ppo)
         for iteration in range(start + 1, ppo.iterations + 1):
             log.begin(iteration)
             rows = [prompt for number in next(batches) for _ in range(ppo.samples) for prompt in prompts[number]]
             key, sample_key = jax.random.split(state.key)
             try:
-                rollout, count = sampler(state.params, rows, sample_key)
+                rollout, count = sampler(whole(state.graphdef, state.params), rows, sample_key)
             except NonFiniteStream as error:
                 raise NonFinite(f"ppo, iteration {iteration}: {error}; the checkpoint before it is kept") from error
             state, metrics = train(state.replace(key=key), rollout)
@@ -112,12 +109,12 @@ def fit(
             if due or save:
                 log.flush()
             if due:
-                progress["best"] = _evaluate(evaluate, state.params, iteration, writer, final, progress["best"], ppo)
+                progress["best"] = _evaluate(evaluate, state, iteration, writer, final, progress["best"], ppo)
             # Read once, after the evaluation: whoever leaves has saved.
             stopping = bool(stop)
             if save or stopping:
                 log.flush()
-                checkpoints.save(iteration, state, {"iteration": iteration, "progress": progress})
+                checkpoints.save(iteration, state.replace(frozen=None), {"iteration": iteration, "progress": progress})
             if stopping:
                 stop.raise_if_set()
         if ppo.keep == "last" or not ppo.eval_every:
@@ -125,14 +122,14 @@ def fit(
     return progress
 
 
-def _evaluate(evaluate, params, iteration, writer, final, best, ppo) -> dict[str, float]:
-    """Score greedily, log, and keep the parameters when they are the best so far."""
-    scores = evaluate(params)
+def _evaluate(evaluate, state, iteration, writer, final, best, ppo) -> dict[str, float]:
+    """Score greedily, log, and keep the trained parameters when they are the best so far."""
+    scores = evaluate(whole(state.graphdef, state.params))
     writer.scalars(iteration, {f"eval/{name}": value for name, value in scores.items()})
     if best is None or scores["combined"] > best["combined"]:
         best = scores | {"iteration": iteration}
         if ppo.keep == "best":
-            save_params(final, params, best)
+            save_params(final, state.params, best)
     return best
 
 
@@ -199,7 +196,7 @@ class LateLog:
 
 
 def _fetch(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
-    return {name: float(value) for name, value in jax.device_get(metrics).items()}
+    return {name: float(value) for name, value in hosts.to_host(dict(metrics)).items()}
 
 
 def check_finite(iteration: int, numbers: dict[str, float]) -> None:

@@ -12,13 +12,16 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from morejax import hosts
+
 _WINDOW = 64
 
 
 class Progress:
     """Shows stage, step, tokens/s, estimated time left and chosen scalars; also a context manager.
 
-    Rates are taken over the last 64 updates, and never over the first one, which compiles.
+    Rates are taken over the last 64 updates, and never over the first one, which compiles. Of several processes only
+    the main one shows anything.
 
     Args:
         stage: name of the stage.
@@ -47,7 +50,8 @@ class Progress:
         self._window: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW)
         self._tokens = 0
         self._printed: tuple[float, int] | None = None
-        self._bar = self._open_bar(start) if self._stream.isatty() else None
+        self._shown = hosts.is_main()
+        self._bar = self._open_bar(start) if self._shown and self._stream.isatty() else None
 
     def _open_bar(self, start: int) -> tqdm:
         layout = "{desc} {n_fmt}/{total_fmt} |{bar:24}| {postfix}"
@@ -74,7 +78,7 @@ class Progress:
         if self._bar is not None:
             self._bar.n = step
             self._bar.set_postfix_str(self._details(scalars or {}))
-        elif self._is_due(now, step):
+        elif self._shown and self._is_due(now, step):
             self._printed = (now, step)
             share = f"{100 * step // self.total:3d}%" if self.total else "100%"
             line = f"{self.stage} {step}/{self.total} {share}  {self._details(scalars or {})}".rstrip()
@@ -120,7 +124,7 @@ class Progress:
         """Print a message without breaking the bar."""
         if self._bar is not None:
             self._bar.write(message, file=self._stream)
-        else:
+        elif self._shown:
             print(message, file=self._stream, flush=True)
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,10 +13,12 @@ import numpy as np
 import optax
 from flax import nnx
 
+from morejax import hosts
 from morejax.models.heads import RewardHead, pool
 from morejax.models.split import Params, merge, split
 from morejax.rollout import token_logp
 from morejax.training.batching import left_pad
+from morejax.training.placement import ONE_DEVICE, Placement
 
 Ids = tuple[int, ...]
 
@@ -87,17 +90,30 @@ def features_of(
     reply: int,
     pad_id: int,
     batch: int = 256,
+    placement: Placement = ONE_DEVICE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`reply_features` of many replies, in batches: log-probabilities f32[N] and features f32[N, 2D]."""
+    batch = placement.whole_rows(batch)
     logps, features = [], []
     for start in range(0, len(prompts), batch):
         rows = slice(start, start + batch)
         tokens, mask = pack(prompts[rows], replies[rows], context, reply, pad_id, batch)
-        logp, feature = _reply_features(graphdef, params, tokens, mask, context)
+        found = _reply_features(graphdef, params, *placement.rows((tokens, mask)), context)
+        logp, feature = hosts.to_host(found)
         count = len(prompts[rows])
-        logps.append(np.asarray(logp)[:count])
-        features.append(np.asarray(feature)[:count])
+        logps.append(logp[:count])
+        features.append(feature[:count])
     return np.concatenate(logps), np.concatenate(features)
+
+
+def head_logits(graphdef: nnx.GraphDef, head: Params, features: np.ndarray) -> np.ndarray:
+    """What a head makes of features f32[N, 2D] that every process holds: f32[N], on the host."""
+    return hosts.to_host(_head_logits(graphdef, head, features))
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def _head_logits(graphdef, head, features):
+    return merge(graphdef, head)(features)
 
 
 # One compilation for all calls with the same model and sizes.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +10,19 @@ import jax
 import numpy as np
 from flax import nnx
 
+from morejax import hosts
 from morejax.config import StepConfig
 from morejax.models.response import response_hidden, response_values
-from morejax.models.split import Params, merge
+from morejax.models.split import Bound, Params, merge
 from morejax.rollout import Rollout, Sample, SamplerConfig, compile_sampler, token_logp
 from morejax.state import TrainState
 from morejax.training.batching import left_pad
+from morejax.training.placement import ONE_DEVICE, Placement
 from morejax.training.reward_heads import judge, pack
 
 if TYPE_CHECKING:
     from morejax.tasks.multiwoz.task import MultiwozTask, TurnPrompts
+    from morejax.tasks.streams import StackedStreams
     from morejax.training.ppo_config import PPOConfig
 
 
@@ -57,7 +60,7 @@ def static_shapes(prompts: Sequence[Sequence[TurnPrompts]], turns: int, reply: i
     return Shapes(turns, longest("direct"), longest("reasoned"), reply)
 
 
-def compile_assess(graphdef: nnx.GraphDef, frozen: Frozen, step: StepConfig, shapes: Shapes):
+def compile_assess(graphdef: nnx.GraphDef | Bound, frozen: Frozen, step: StepConfig, shapes: Shapes):
     """A jitted (params, values, reference, language model, head, tokens, mask, ref tokens, ref mask) -> dict of arrays.
 
     values f32[S, T, H], computed here unless the sampler gave them, None without a critic; logp_ref f32[S, T];
@@ -84,6 +87,46 @@ def compile_assess(graphdef: nnx.GraphDef, frozen: Frozen, step: StepConfig, sha
         return out | ({"ref_logps": ref_logps} if step.kl == "full" else {})
 
     return jax.jit(assess)
+
+
+def score_replies(
+    task: MultiwozTask,
+    prompts: Sequence[TurnPrompts],
+    replies: Sequence[tuple[int, ...]],
+    lm_logp: np.ndarray,
+    natural: np.ndarray,
+    reply: int,
+) -> StackedStreams:
+    """Rewards of S replies to whole dialogues; each process scores its share of the dialogues and gets all rewards.
+
+    Args:
+        task: streams.
+        prompts, replies: S turns, those of a dialogue together, in order.
+        lm_logp, natural: f32[S], what the frozen models say.
+        reply: T.
+
+    Raises:
+        NonFiniteStream: a reward is NaN or infinite.
+        HostError: that, or another failure, in another process.
+    """
+
+    def score(rows: slice) -> StackedStreams:
+        return task.rewards(task.sampled(prompts[rows], replies[rows], lm_logp[rows], natural[rows]), reply)
+
+    if jax.process_count() == 1:
+        return score(slice(None))
+    starts = [row for row, prompt in enumerate(prompts) if prompt.turn == 0] + [len(prompts)]
+    shares = [hosts.own_share(len(starts) - 1, process) for process in range(jax.process_count())]
+    counts = [starts[share.stop] - starts[share.start] for share in shares]
+    own = shares[jax.process_index()]
+    # A process without a dialogue scores the first one for its arrays' shapes, and hands on none of it.
+    first, end = (own.start, own.stop) if own else (0, 1)
+    scored = hosts.together(lambda: score(slice(starts[first], starts[end])))
+    arrays = {
+        name: getattr(scored, name)[: counts[jax.process_index()]]
+        for name in ("rewards", "applies", "scores", "weights")
+    }
+    return replace(scored, **hosts.gather_rows(arrays, counts))
 
 
 def plan(sizes: Sequence[int], turns: int, seed: int) -> Iterator[list[int]]:
@@ -136,8 +179,11 @@ def build_rollout(
     step: StepConfig,
     shapes: Shapes,
     over_turns: bool = False,
+    placement: Placement = ONE_DEVICE,
 ) -> tuple[Rollout, int]:
-    """Score the sampled replies on the host and put everything into one `Rollout`; rows beyond the prompts are empty.
+    """Score the sampled replies on the hosts and put everything into one `Rollout`; rows beyond the prompts are empty.
+
+    The sample's tokens and mask are host arrays, whole; everything else of it, and what is assessed, lies on devices.
 
     Returns:
         The rollout and the number of reply tokens in it.
@@ -145,10 +191,8 @@ def build_rollout(
     rows = len(prompts)
     drawn, valid = np.asarray(sample.tokens)[:rows], np.asarray(sample.mask)[:rows]
     replies = [tuple(int(t) for t in ids[ok]) for ids, ok in zip(drawn, valid, strict=True)]
-    batch = task.sampled(
-        prompts, replies, np.asarray(assessed["lm_logp"])[:rows], np.asarray(assessed["natural"])[:rows]
-    )
-    streams = task.rewards(batch, shapes.reply)
+    lm_logp, natural = (hosts.to_host(assessed[name])[:rows] for name in ("lm_logp", "natural"))
+    streams = score_replies(task, prompts, replies, lm_logp, natural, shapes.reply)
     room = shapes.turns - rows
 
     def padded(array):
@@ -172,14 +216,14 @@ def build_rollout(
     if needed:
         where = positions(prompts, shapes.turns)
         from_host |= {name: where[name] for name in needed}
-    rollout = Rollout(
-        **jax.device_put(from_host),
-        logp_old=sample.logp,
-        values_old=assessed["values"],
-        logp_ref=assessed["logp_ref"],
-        ref_logps=assessed.get("ref_logps"),
-    )
-    return rollout, int(resp_mask.sum())
+    on_devices = {
+        "logp_old": sample.logp,
+        "values_old": assessed["values"],
+        "logp_ref": assessed["logp_ref"],
+        "ref_logps": assessed.get("ref_logps"),
+    }
+    from_host = from_host if placement.mesh is not None else jax.device_put(from_host)
+    return Rollout(**placement.rows(from_host | on_devices)), int(resp_mask.sum())
 
 
 class Sampler:
@@ -192,7 +236,7 @@ class Sampler:
         step: structure of the step that will read the rollouts.
         shapes: static sizes.
         ppo: temperature, and which context the reference reads.
-        place: puts host arrays on the devices.
+        placement: where parameters and rows lie.
     """
 
     def __init__(
@@ -203,13 +247,14 @@ class Sampler:
         step: StepConfig,
         shapes: Shapes,
         ppo: PPOConfig,
-        place: Callable[[Any], Any],
+        placement: Placement = ONE_DEVICE,
     ):
         self.reasoned = ppo.ref_context == "reasoned"
         if not self.reasoned:
             # The reference then reads the policy's own context.
             shapes = replace(shapes, reasoned=shapes.context)
-        self.task, self.frozen, self.step, self.shapes, self.place = task, frozen, step, shapes, place
+        self.task, self.frozen, self.step, self.shapes = task, frozen, step, shapes
+        self.placement = placement
         settings = SamplerConfig(
             max_new_tokens=shapes.reply,
             temperature=ppo.temperature,
@@ -218,9 +263,9 @@ class Sampler:
             values="value" in state.params and "trunk" not in state.params["value"],
         )
         # Read once: whether later turns count decides what a rollout holds, and so what is compiled.
-        self._over_turns = bool((np.asarray(state.hyper.gamma_turn) > 0).any())
-        self._sample = compile_sampler(state.graphdef, settings)
-        self._assess = compile_assess(state.graphdef, frozen, step, shapes)
+        self._over_turns = bool((hosts.to_host(state.hyper.gamma_turn) > 0).any())
+        self._sample = placement.sampler(compile_sampler(state.structure, settings))
+        self._assess = compile_assess(state.structure, frozen, step, shapes)
 
     def __call__(self, params: Params, prompts: Sequence[TurnPrompts], key: jax.Array) -> tuple[Rollout, int]:
         """One rollout of the policy on these prompts."""
@@ -228,8 +273,9 @@ class Sampler:
         direct = [prompt.direct for prompt in prompts]
         direct += [direct[0]] * (shapes.turns - len(prompts))
         context, context_mask = left_pad(direct, shapes.context, pad)
-        sample = self._sample(params, *self.place((context, context_mask)), key)
-        drawn, valid = np.asarray(sample.tokens), np.asarray(sample.mask)
+        sample = self._sample(params, context, context_mask, key)
+        drawn, valid = hosts.to_host((sample.tokens, sample.mask))
+        sample = sample._replace(tokens=drawn, mask=valid)
         tokens = np.concatenate([context, drawn], axis=1)
         mask = np.concatenate([context_mask, valid], axis=1)
         replies = [tuple(ids[ok]) for ids, ok in zip(drawn, valid, strict=True)]
@@ -240,8 +286,18 @@ class Sampler:
         else:
             ref_tokens, ref_mask = tokens, mask
         frozen = self.frozen
-        placed = self.place((tokens, mask, ref_tokens, ref_mask))
+        placed = self.placement.rows((tokens, mask, ref_tokens, ref_mask))
         assessed = self._assess(params, sample.values, frozen.reference, frozen.language_model, frozen.head, *placed)
         return build_rollout(
-            self.task, prompts, sample, tokens, mask, context_mask, assessed, self.step, shapes, self._over_turns
+            self.task,
+            prompts,
+            sample,
+            tokens,
+            mask,
+            context_mask,
+            assessed,
+            self.step,
+            shapes,
+            self._over_turns,
+            self.placement,
         )

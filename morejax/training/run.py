@@ -1,4 +1,7 @@
-"""A run's folder: its configuration, which stages are done, what the code was."""
+"""A run's folder: its configuration, which stages are done, what the code was.
+
+Of several processes the main one reads and writes these files, and tells the others what they have to know.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import shlex
 import subprocess
 import sys
@@ -19,9 +23,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from morejax import hosts
+
 _PACKAGES = ("morejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "sacrebleu")
 # What may differ between a run and its continuation: it decides how far and where to run, not what comes out.
-_FREE = ("stages", "resume", "out", "devices", "data_dir", "eval_splits", "split", "samples")
+_FREE = (
+    *("stages", "resume", "out", "data_dir", "eval_splits", "split", "samples"),
+    *("devices", "mesh", "coordinator", "processes", "process", "heartbeat"),
+)
+# Seconds in which a file that one machine has written must appear on the others.
+_SHARED_SECONDS = 60.0
 
 
 class RunError(ValueError):
@@ -29,7 +40,7 @@ class RunError(ValueError):
 
 
 class Run:
-    """The folder of one run.
+    """The folder of one run, which all processes make together.
 
     Args:
         directory: where everything goes; made when missing.
@@ -39,7 +50,8 @@ class Run:
         defaults: configuration of today's defaults: a field that the folder's run did not know yet had its default.
 
     Raises:
-        RunError: the folder is not empty and `resume` is off, or it holds a run with another configuration.
+        RunError: the folder is not empty and `resume` is off, it holds a run with another configuration, or another
+            process does not see it.
     """
 
     def __init__(
@@ -54,15 +66,32 @@ class Run:
         self.directory = Path(directory)
         self._defaults = dict(defaults or {})
         self._first_read = dict(first_read or {})
+        self._config = dict(config)
+        sitting = hosts.on_main(lambda: self._open(resume))
+        hosts.together(lambda: self._check_shared(sitting))
+        self._records: dict[str, Any] = hosts.on_main(self._stages)
+
+    def _open(self, resume: bool) -> str:
+        """Check the folder and write the configuration; a word by which other processes know it."""
         if self.directory.exists() and any(self.directory.iterdir()):
             if not resume:
                 raise RunError(
                     f"--out {self.directory} is not empty: pass --resume to continue that run, or name another folder"
                 )
-            self._check_same(config)
+            self._check_same(self._config)
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._config = dict(config)
-        self._write_config()
+        return self._write_config()
+
+    def _check_shared(self, sitting: str) -> None:
+        """Checkpoints are written by all processes: they must see one folder."""
+        path, end = self.directory / "config.json", time.monotonic() + _SHARED_SECONDS
+        while not (path.is_file() and json.loads(path.read_text()).get("sitting") == sitting):
+            if time.monotonic() > end:
+                raise RunError(
+                    f"--out {self.directory} is not the folder that the main process writes: name one on a file "
+                    "system that all hosts share"
+                )
+            time.sleep(0.5)
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
         path = self.directory / "config.json"
@@ -83,16 +112,18 @@ class Run:
         return entry in _FREE or (entry in self._first_read and not self._begun(self._first_read[entry]))
 
     def _begun(self, stage: str) -> bool:
-        return self.stage_record(stage) is not None or (self.directory / "checkpoints" / stage).exists()
+        return stage in self._stages() or (self.directory / "checkpoints" / stage).exists()
 
-    def _write_config(self) -> None:
+    def _write_config(self) -> str:
         document = {
             "config": self._config,
             "command": command_line(),
+            "sitting": secrets.token_hex(8),
             "versions": versions(),
             "commit": git_commit(),
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "processes": jax.process_count(),
         }
         # `corpus` and the like are known only once the corpus is read: `describe` adds them.
         path = self.directory / "config.json"
@@ -101,19 +132,20 @@ class Run:
             earlier = [*before.get("earlier_commands", []), before.get("command", "")]
             document = before | document | {"earlier_commands": earlier}
         write_json(path, document)
+        return document["sitting"]
 
     def describe(self, **facts: Any) -> None:
         """Add top-level entries to config.json (corpus, splits, thresholds, ...)."""
         path = self.directory / "config.json"
-        write_json(path, json.loads(path.read_text()) | facts)
+        hosts.on_main(lambda: write_json(path, json.loads(path.read_text()) | facts))
 
     def stage_record(self, stage: str) -> dict[str, Any] | None:
         """What `stage` recorded when it was finished, or None."""
-        return self._stages().get(stage)
+        return self._known().get(stage)
 
     def timings(self) -> dict[str, float]:
         """Seconds of every finished stage, all sittings together."""
-        return {name: record["seconds"] for name, record in self._stages().items()}
+        return {name: record["seconds"] for name, record in self._known().items()}
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
@@ -128,11 +160,20 @@ class Run:
         try:
             yield record
         except BaseException:
-            spent_path.write_text(str(before + time.monotonic() - began))
+            if hosts.is_main():
+                spent_path.write_text(str(before + time.monotonic() - began))
             raise
         record["seconds"] = round(before + time.monotonic() - began, 2)
-        spent_path.unlink(missing_ok=True)
+        self._records[name] = hosts.on_main(lambda: self._record(name, record))
+
+    def _record(self, name: str, record: dict[str, Any]) -> dict[str, Any]:
+        (self.directory / f".{name}.seconds").unlink(missing_ok=True)
         write_json(self.directory / "stages.json", self._stages() | {name: record})
+        return self._stages()[name]
+
+    def _known(self) -> dict[str, Any]:
+        """Finished stages: from the file in the process that writes it, as it told them in the others."""
+        return self._stages() if hosts.is_main() else self._records
 
     def _stages(self) -> dict[str, Any]:
         path = self.directory / "stages.json"

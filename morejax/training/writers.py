@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from morejax import hosts
 from morejax.training.progress import Progress
 
 __all__ = [
@@ -182,8 +183,10 @@ def open_writers(run_dir: Path | str, stage: str, *, restored_step: int | None =
             ``None`` starts the stage afresh, which drops what an earlier attempt at it has logged.
 
     Returns:
-        A writer for both; close it at the end of the stage.
+        A writer for both; close it at the end of the stage. Of several processes only the main one's writes anything.
     """
+    if not hosts.is_main():
+        return MultiWriter()
     run_dir = Path(run_dir)
     last = -1 if restored_step is None else restored_step
     lines = JsonlWriter(run_dir / METRICS_FILE, stage)

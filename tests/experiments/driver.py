@@ -4,6 +4,8 @@
     driver.py hold STAGE STEP FOLDER [ARGUMENT, ...]            holds back after a step, for a signal from outside
     driver.py poison STREAM CALL [ARGUMENT, ...]                with a stream of this name that is NaN at its n-th call
 
+A process of several is given `--process` among its arguments, like any other.
+
 Lists are JSON. `hold` makes FOLDER/held when it has come to the step and goes on once FOLDER/released is there.
 """
 
@@ -17,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from morejax.experiments.multiwoz.__main__ import main
+from morejax.hosts import finish
 from morejax.tasks.streams import StreamValues, register_stream
 from morejax.training.progress import Progress
 
@@ -54,4 +57,4 @@ if __name__ == "__main__":
         hold(rest[0], int(rest[1]), Path(rest[2]))
     else:
         poison(rest[0], int(rest[1]))
-    raise SystemExit(main(json.loads(rest[-1])))
+    finish(lambda: main(json.loads(rest[-1])))

@@ -148,7 +148,8 @@ def test_an_unknown_preset_by_name():
 def flags(value, prefix="--"):
     for field in dataclasses.fields(value):
         inner = getattr(value, field.name)
-        name = prefix + field.name.replace("_", "-")
+        # The one field whose flag has another name: `model` is the decoder's.
+        name = prefix + {"pretrained": "model"}.get(field.name, field.name).replace("_", "-")
         if dataclasses.is_dataclass(inner):
             yield from flags(inner, name + ".")
         else:
@@ -186,3 +187,31 @@ def test_help_of_a_preset_shows_its_defaults(capsys):
     with pytest.raises(SystemExit):
         main(["--preset", "gpu", "--help"])
     assert "bfloat16" in capsys.readouterr().out
+
+
+def test_devices_as_axes():
+    assert parse(["--mesh", "data=8,fsdp=4,tensor=2"]).mesh == "data=8,fsdp=4,tensor=2"
+    assert parse([]).devices is None
+    assert parse(["--devices", "0"]).devices == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--mesh data=8 --devices 8", "--devices 8 is short for --mesh data=8: give one of them"),
+        ("--mesh data=8,rows=2", "--mesh data=8,rows=2: 'rows=2' is not AXIS=SIZE"),
+        ("--mesh data=-1,fsdp=-1", "only one axis can be -1"),
+        ("--mesh data=5", "--mesh data=5: its sizes multiply to 5, found 8 cpu device"),
+        ("--mesh data=8 --ppo.turns 132 --step.minibatches 4", "--ppo.turns 132 must be a multiple of the mesh's data"),
+        ("--heartbeat 0", "--heartbeat must be at least 1 second, not 0"),
+        ("--process 1", "processes=None and process=1 were given without a coordinator"),
+        (
+            "--coordinator 10.0.0.1:1 --processes 2 --process 2",
+            "process must lie between 0 and processes - 1 = 1, not 2",
+        ),
+    ],
+)
+def test_a_mesh_or_a_process_that_cannot_be_is_refused(flags, message, capsys, tmp_path):
+    said = refused([*flags.split(), "--out", str(tmp_path / "run")], capsys)
+    assert message in " ".join(said.replace("│", " ").split())
+    assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from morejax.models import Decoder, DecoderConfig, merge, split
-from morejax.models.decoder import causal_bias, token_positions
+from morejax.models.attention import causal_bias, token_positions
 
 CONFIG = DecoderConfig(vocab_size=48, max_length=16, layers=2, width=16, heads=2)
 LENGTH = 9

@@ -74,7 +74,7 @@ def test_a_model_without_critic_says_so():
 
 
 def test_an_unknown_critic_is_refused():
-    with pytest.raises(ValueError, match=r"--critic\.kind must be own, shared or none, not 'both'"):
+    with pytest.raises(ValueError, match=r"--critic\.kind must be own, shared, base or none, not 'both'"):
         CriticConfig(kind="both")
 
 

@@ -150,3 +150,15 @@ def test_left_pad_by_hand():
 def test_left_pad_refuses_a_long_prompt():
     with pytest.raises(ValueError, match=r"prompt 1 has 4 tokens, the context holds 3"):
         left_pad([(1,), (1, 2, 3, 4)], 3, PAD)
+
+
+def test_batches_are_multiples_of_the_rows_asked_for(mixed):
+    """More than 8 parts to cut rows into: larger batches, and still every sequence in an epoch."""
+    assert batch_size(32, 1024, 24) == 24
+    assert batch_size(500, 1024, 24) == 24
+    groups = bucket(mixed, 512, rows=24)
+    batches = list(epoch_batches(mixed, groups, 512, seed=0, epoch=0, pad_id=0, rows=24))
+    assert {len(batch.tokens) % 24 for batch in batches} == {0}
+    assert len(batches) == batches_per_epoch(groups, 512, 24)
+    found = {tuple(row[mask].tolist()) for batch in batches for row, mask in zip(batch.tokens, batch.mask, strict=True)}
+    assert found == set(mixed.tokens)

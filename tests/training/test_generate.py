@@ -110,3 +110,24 @@ def test_batches_are_counted_and_may_be_left(model, prompts):
 
 def test_no_prompts_no_replies(model, greedy):
     assert greedy(model[1], []) == []
+
+
+def test_prompts_of_any_length_are_served_by_a_few_compilations(model):
+    """Lengths 1 to 24 in steps of 12 are two shapes, however often and in whatever number they come."""
+    rng = np.random.default_rng(1)
+    generator = Generator(model[0], SamplerConfig(max_new_tokens=2, temperature=0.0), batch=4, step=12)
+    for _ in range(3):
+        sizes = rng.integers(1, 25, rng.integers(1, 12))
+        generator(model[1], [tuple(map(int, rng.integers(2, 64, size))) for size in [*sizes, 1, 24]])
+    assert generator._sampler._cache_size() == 2
+
+
+def test_several_replies_to_each_prompt(model, prompts):
+    sampled = Generator(model[0], SamplerConfig(max_new_tokens=6, samples=3, eos_id=EOS), batch=4, step=24)
+    replies = sampled(model[1], prompts[:5], seed=3)
+    assert len(replies) == 15
+    groups = [replies[3 * index : 3 * index + 3] for index in range(5)]
+    assert all(len(set(group)) > 1 for group in groups)
+    greedy = sampled.with_settings(temperature=0.0)(model[1], prompts[:5])
+    single = Generator(model[0], SamplerConfig(max_new_tokens=6, temperature=0.0, eos_id=EOS), batch=4, step=24)
+    assert greedy == [reply for reply in single(model[1], prompts[:5]) for _ in range(3)]

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from morejax import hosts
 from morejax.training.interrupt import Interrupted, StopRequest
 
 
@@ -36,3 +37,19 @@ def test_handlers_are_put_back():
     with StopRequest():
         assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] != before
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_signal_to_another_process_is_everybodys(monkeypatch):
+    """All processes are asked; this one has heard nothing."""
+    asked = []
+
+    def exchange(work):
+        asked.append(work())
+        return [work(), int(signal.SIGTERM)]
+
+    monkeypatch.setattr(hosts, "exchange", exchange)
+    with StopRequest() as stop:
+        assert stop
+        with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+            stop.raise_if_set()
+    assert asked == [None, None]

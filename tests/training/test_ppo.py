@@ -235,7 +235,7 @@ def test_rows_beyond_the_prompts_are_empty():
 def test_the_reference_reads_its_own_context(models, ref_context):
     _, params, frozen = models
     loop = replace(LOOP, ref_context=ref_context)
-    sampler = Sampler(Task(), fresh_state(models), frozen, STEP, SHAPES, loop, lambda tree: tree)
+    sampler = Sampler(Task(), fresh_state(models), frozen, STEP, SHAPES, loop)
     prompts = dialogues()[0]
     rollout, count = sampler(params, prompts, jax.random.key(0))
     assert rollout.tokens.shape == (8, 7)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import textwrap
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
@@ -69,27 +71,31 @@ def _thresholds(config: MultiwozConfig, defaults: MultiwozConfig) -> dict[str, f
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the experiment; returns the exit status: 0 done, 2 a mistake in flags or data, 128 + signal when stopped."""
+    """Run the experiment; returns the exit status.
+
+    0 done, 2 a mistake in flags or data, 3 a number that is not finite, 4 another process failed, 128 + signal when
+    stopped.
+    """
     # Before transformers and datasets are imported: no hub is asked for anything here.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         config = parse(sys.argv[1:] if arguments is None else arguments)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from morejax.experiments.multiwoz.parts import Parts
-    from morejax.experiments.multiwoz.pipeline import run_stages
-    from morejax.training.interrupt import Interrupted, StopRequest
+    import jax
+
+    from morejax import hosts
+    from morejax.training.interrupt import Interrupted
 
     began = time.monotonic()
     try:
-        with StopRequest() as stop:
-            parts = Parts(config, stop)
-            banner(parts)
-            report = run_stages(parts)
+        # Before any device is touched.
+        hosts.initialise(config.coordinator, config.processes, config.process, heartbeat=config.heartbeat)
+        report = _run(config)
     except Interrupted as stopped:
-        print(f"{stopped}; continue with --resume", file=sys.stderr)
+        hosts.say(f"{stopped}; continue with --resume")
         return 128 + stopped.number
     except KeyboardInterrupt:
         print("stopped at once; --resume continues from the last checkpoint", file=sys.stderr)
@@ -97,15 +103,46 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("MOREJAX_DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{_who()}error: {error}", file=sys.stderr)
         return 3 if isinstance(error, FloatingPointError) else 2
-    print(f"done in {(time.monotonic() - began) / 60:.1f} minutes: {report}", file=sys.stderr)
+    except hosts.HostError as error:
+        print(f"{_who()}error in {error}", file=sys.stderr)
+        return 4
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized() or os.environ.get("MOREJAX_DEBUG"):
+            raise
+        reason = textwrap.shorten(str(error), 300)
+        print(
+            f"{_who()}error: no answer from another process; start all again with --resume ({reason})", file=sys.stderr
+        )
+        return 4
+    hosts.say(f"done in {(time.monotonic() - began) / 60:.1f} minutes: {report}")
     return 0
 
 
-def banner(parts: Parts) -> None:
-    """Say what runs on what."""
+def _run(config: MultiwozConfig) -> Path:
+    from morejax.experiments.multiwoz.parts import Parts
+    from morejax.experiments.multiwoz.pipeline import run_stages
+    from morejax.training.interrupt import StopRequest
+
+    with StopRequest() as stop:
+        parts = Parts(config, stop)
+        banner(parts)
+        return run_stages(parts)
+
+
+def _who() -> str:
+    """Names this process in what it says, where there are several."""
     import jax
+
+    return f"process {jax.process_index()}: " if jax.distributed.is_initialized() else ""
+
+
+def banner(parts: Parts) -> None:
+    """Say what runs on what; asked of all processes, said by the main one."""
+    import jax
+
+    from morejax import hosts
 
     config, corpus = parts.config, parts.corpus
     sizes = ", ".join(f"{name} {len(dialogues)}" for name, dialogues in sorted(corpus.splits.items()))
@@ -114,13 +151,26 @@ def banner(parts: Parts) -> None:
     lines = [
         f"morejax multiwoz: preset {config.preset}, method {config.method}, track {config.track}, seed {config.seed}",
         f"corpus {corpus.name} ({sizes}); fit {parts.fit}, select {parts.select}, ppo {parts.ppo_split}",
-        f"policy {parameters / 1e6:.2f}M parameters on {config.devices or jax.device_count()} x {device.device_kind}",
+        f"policy {parameters / 1e6:.2f}M parameters on {_layout(parts)} x {device.device_kind}",
         f"out {parts.dir}",
     ]
     if corpus.skipped:
         lines.append("; ".join(f"{what}: {count}" for what, count in corpus.skipped.items()))
-    print("\n".join(lines), file=sys.stderr)
+    hosts.say("\n".join(lines))
+
+
+def _layout(parts: Parts) -> str:
+    """Devices, the axes they form where there are several, and the processes they belong to."""
+    import jax
+
+    mesh, processes = parts.placement.mesh, jax.process_count()
+    axes = {} if mesh is None else {axis: size for axis, size in mesh.shape.items() if size > 1}
+    named = ",".join(f"{axis}={size}" for axis, size in axes.items())
+    spread = f" of {processes} processes" if processes > 1 else ""
+    return f"{parts.placement.devices}{f' ({named})' if len(axes) > 1 else ''}{spread}"
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from morejax import hosts
+
+    hosts.finish(main)

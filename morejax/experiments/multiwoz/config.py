@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from morejax.config import StepConfig, StepNumbers
 from morejax.models.actor_critic import CriticConfig
-from morejax.models.decoder import DecoderConfig
+from morejax.models.decoder_config import DecoderConfig
+from morejax.optimizers import Name, optimizer
+from morejax.sharding import parse_mesh
 from morejax.tasks.multiwoz.examples import ContextConfig
 from morejax.training.language_model import LanguageModelConfig
 from morejax.training.ppo_config import PPOConfig
@@ -20,6 +24,8 @@ FIRST_READ = {
     "scaffold": "scaffold",
     "reward": "reward_heads",
     "ppo": "ppo",
+    "optimizer": "ppo",
+    "weight_decay": "ppo",
     "step": "ppo",
     "numbers": "ppo",
     "critic": "ppo",
@@ -53,8 +59,21 @@ class MultiwozConfig:
     """Stages to run, in order; finished ones of a resumed run are skipped."""
     seed: int = 0
     """Seed of initialisation, orders and sampling."""
-    devices: int = 1
-    """Devices to use, data-parallel; 0 takes all there are."""
+    devices: int | None = None
+    """Devices to use, data-parallel; 0 takes all there are. The short form of --mesh data=N. Default: 1, or all where
+    there are several processes."""
+    mesh: str = ""
+    """Devices as axes, e.g. data=8,fsdp=4,tensor=2: sequences are cut along data and fsdp, parameters, optimizer and
+    models along fsdp and tensor. All devices there are; one size may be -1, the rest of them."""
+    coordinator: str | None = None
+    """host:port of process 0, on several hosts that no launcher joins; auto asks the cluster (Slurm, Open MPI,
+    Kubernetes, TPU pods), which happens by itself where its variables speak of several processes."""
+    processes: int | None = None
+    """Number of processes, with --coordinator host:port."""
+    process: int | None = None
+    """Number of this process, from 0, with --coordinator host:port."""
+    heartbeat: int = 100
+    """Seconds of silence after which a process is taken for dead, and the others end."""
     fit: str = ""
     """Splits to learn from, e.g. train+gold_fit. Empty: train, plus gold_fit where the corpus's dev_splits.json
     defines it."""
@@ -68,8 +87,14 @@ class MultiwozConfig:
     results. On a new run it is the same as --eval-splits."""
     vocab_size: int = 4096
     """Tokens of the BPE trained on the corpus."""
+    pretrained: Annotated[str | None, tyro.conf.arg(name="model")] = None
+    """Folder or hub id of a Hugging Face model (GPT-2, Llama 3, SmolLM2, Qwen2.5, Qwen3) to start from, with its own
+    tokenizer, which gets the task's tokens. Of --model.* only dtype, scan, remat and lora go with it. It wants lower
+    learning rates than the presets', which are for a model from scratch."""
     model: DecoderConfig = field(default_factory=DecoderConfig)
-    """The decoder; its vocabulary and length are set by the task."""
+    """The decoder; its vocabulary is set by the task. With --model.lora.rank PPO trains adapters on the supervised
+    model, which stays as it is: of policy, reference (--ppo.ref-context direct) and critic (--critic.kind base or
+    shared) there is one set of weights."""
     critic: CriticConfig = field(default_factory=CriticConfig)
     """The critic."""
     context: ContextConfig = field(default_factory=ContextConfig)
@@ -82,6 +107,10 @@ class MultiwozConfig:
     """Naturalness head."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """The loop around the step."""
+    optimizer: Name = "adam"
+    """Of PPO. Low on memory: adafactor, lion, adam_bf16 (its first moment in bfloat16), sgd."""
+    weight_decay: float = 0.0
+    """Of PPO, decoupled (AdamW)."""
     step: StepConfig = field(default_factory=StepConfig)
     """The structure of the step; --method sets its multipliers, weights and clip."""
     numbers: StepNumbers = field(default_factory=StepNumbers)
@@ -102,13 +131,17 @@ class MultiwozConfig:
                 f"--split {' '.join(self.split)} and --eval-splits {' '.join(self.eval_splits)} both name the splits "
                 "to score: give one of them"
             )
-        if self.devices < 0:
+        optimizer(self.optimizer, self.weight_decay)  # refuses what it does not know
+        if self.devices is not None and self.devices < 0:
             raise ValueError(f"--devices must be 0 (all) or more, not {self.devices}")
-        if self.context.max_context + self.context.max_reply > self.model.max_length:
-            raise ValueError(
-                f"--model.max-length {self.model.max_length} does not hold --context.max-context "
-                f"{self.context.max_context} plus --context.max-reply {self.context.max_reply}"
-            )
+        if self.mesh:
+            if self.devices is not None:
+                raise ValueError(f"--devices {self.devices} is short for --mesh data={self.devices}: give one of them")
+            parse_mesh(self.mesh)
+        if self.heartbeat < 1:
+            raise ValueError(f"--heartbeat must be at least 1 second, not {self.heartbeat}")
+        if self.pretrained is None:
+            _check_length(self.model, self.context)
         if self.step.baseline != "critic" and self.ppo.samples < 2:
             raise ValueError(
                 f"--step.baseline {self.step.baseline} compares the samples of one turn: --ppo.samples must be at "
@@ -136,7 +169,7 @@ class MultiwozConfig:
 
 
 def resolve(config: MultiwozConfig) -> MultiwozConfig:
-    """Put what --method, --track and --split decide where it is read."""
+    """Put what --method, --track, --split and --model decide where it is read."""
     step, numbers = config.step, config.numbers
     if config.method == "mixed":
         step = replace(step, clip="mixed", weights="fixed", multipliers="fixed", mix_norm="sum_to_one")
@@ -149,7 +182,47 @@ def resolve(config: MultiwozConfig) -> MultiwozConfig:
     stages = tuple(s for s in config.stages if s != "ppo") if config.method == "supervised" else config.stages
     context = replace(config.context, track=config.track)
     eval_splits = config.split or config.eval_splits
-    return replace(config, step=step, numbers=numbers, context=context, stages=stages, eval_splits=eval_splits)
+    model = _decoder(config)
+    return replace(
+        config, step=step, numbers=numbers, context=context, stages=stages, eval_splits=eval_splits, model=model
+    )
+
+
+# Fields of a decoder that say how it is computed and trained, not what it is.
+_COMPUTED = ("dtype", "scan", "remat", "lora")
+
+
+def _decoder(config: MultiwozConfig) -> DecoderConfig:
+    """The decoder: of the flags, or of the model to start from.
+
+    Raises:
+        ValueError: flags give it another shape than it has.
+        FileNotFoundError: there is no such model.
+    """
+    if config.pretrained is None:
+        return config.model
+    from morejax.models import hf
+
+    computed = {name: getattr(config.model, name) for name in _COMPUTED}
+    found = hf.from_hf_config(hf.read_config(hf.local_folder(config.pretrained)), **computed)
+    own = preset(config.preset).model
+    given = [
+        f"--model.{name.replace('_', '-')}"
+        for name, value in vars(config.model).items()
+        if name not in _COMPUTED and value not in (getattr(own, name), getattr(found, name))
+    ]
+    if given:
+        raise ValueError(f"--model {config.pretrained} has a shape of its own: leave out {', '.join(given)}")
+    _check_length(found, config.context)
+    return found
+
+
+def _check_length(model: DecoderConfig, context: ContextConfig) -> None:
+    if context.max_context + context.max_reply > model.max_length:
+        raise ValueError(
+            f"--model.max-length {model.max_length} does not hold --context.max-context {context.max_context} plus "
+            f"--context.max-reply {context.max_reply}"
+        )
 
 
 def preset(name: str) -> MultiwozConfig:

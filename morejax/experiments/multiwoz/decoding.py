@@ -10,6 +10,7 @@ from typing import Any
 
 from flax import nnx
 
+from morejax import hosts
 from morejax.models.split import Params
 from morejax.rollout import SamplerConfig
 from morejax.tasks.multiwoz import tokenizer as vocabulary
@@ -17,6 +18,7 @@ from morejax.tasks.multiwoz.examples import ContextConfig, Ids
 from morejax.tasks.multiwoz.task import MultiwozTask
 from morejax.training.generate import Generator
 from morejax.training.interrupt import StopRequest
+from morejax.training.placement import ONE_DEVICE, Placement
 from morejax.training.progress import Progress
 
 MAX_ACTS = 24
@@ -27,6 +29,18 @@ Predictions = dict[str, list[dict[str, Any]]]
 """Dialogue id -> one {"response", ...} per turn: the standard format."""
 
 
+class PlacedGenerator(Generator):
+    """A `Generator` whose batches are cut over the devices of all processes, which make each batch together."""
+
+    def __init__(
+        self, graphdef: nnx.GraphDef, config: SamplerConfig, placement: Placement, *, between: Callable[[], None]
+    ):
+        super().__init__(graphdef, config, batch=placement.whole_rows(128), between=between)
+        sample = placement.sampler(self._sampler)
+        if placement.mesh is not None:
+            self._sampler = lambda *arguments: hosts.to_host(sample(*arguments))
+
+
 class Decoding:
     """Prompts to replies, for any parameters of one structure; every sampler is compiled once.
 
@@ -35,10 +49,19 @@ class Decoding:
         task: tokens and prompts.
         context: lengths of what is written.
         stop: flag of the signal handler. Decoding is left at once, its stage starts again, except `uninterrupted`.
+        placement: where parameters lie and prompts are cut.
     """
 
-    def __init__(self, graphdef: nnx.GraphDef, task: MultiwozTask, context: ContextConfig, stop: StopRequest):
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        task: MultiwozTask,
+        context: ContextConfig,
+        stop: StopRequest,
+        placement: Placement = ONE_DEVICE,
+    ):
         self._graphdef, self._task, self._context, self._stop = graphdef, task, context, stop
+        self._placement = placement
         self._may_stop = True
 
     @contextlib.contextmanager
@@ -57,7 +80,9 @@ class Decoding:
     def _generator(self, **settings: Any) -> Generator:
         task = self._task
         greedy = SamplerConfig(self._context.max_reply, temperature=0.0, eos_id=task.eos_id, pad_id=task.pad_id)
-        return Generator(self._graphdef, replace(greedy, **settings), between=self._between_batches)
+        return PlacedGenerator(
+            self._graphdef, replace(greedy, **settings), self._placement, between=self._between_batches
+        )
 
     @cached_property
     def _replies(self) -> Generator:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from morejax import hosts
 from morejax.experiments.multiwoz.decoding import Predictions
 from morejax.experiments.multiwoz.parts import Parts
 from morejax.experiments.multiwoz.results import write_results
@@ -33,9 +33,9 @@ def evaluate(parts: Parts) -> dict[str, Any]:
         predictions[name] = predict_splits(parts, name, system, parts.eval_splits)
         for part, made in predictions[name].items():
             row = {"system": name, "split": part} | parts.task.score(made, part)
-            print(_line(row), file=sys.stderr)
+            hosts.say(_line(row))
             scores.append(row)
-    results = write_results(parts, scores, predictions)
+    results = hosts.on_main(lambda: write_results(parts, scores, predictions))
     return {"splits": list(dict.fromkeys(row["split"] for row in results["scores"]))}
 
 

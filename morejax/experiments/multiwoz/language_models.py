@@ -38,7 +38,7 @@ def _fit(parts: Parts, stage: str, params: Params, config: LanguageModelConfig, 
         pad_id=parts.task.pad_id,
         drop_id=parts.task.drop_id,
         stop=parts.stop,
-        place=parts.place,
+        placement=parts.placement,
     )
     save_params(parts.dir / "checkpoints" / f"{stage}-final", params, numbers)
     return dict(numbers)

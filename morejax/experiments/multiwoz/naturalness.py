@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
+from morejax import hosts
 from morejax.experiments.multiwoz.parts import Parts
 from morejax.models import RewardHead
-from morejax.models.split import Params, merge
+from morejax.models.split import Params
 from morejax.tasks.multiwoz.examples import Ids
 from morejax.training import reward_heads as heads
 from morejax.training.checkpoint import save_params
@@ -26,17 +25,18 @@ def reward_heads(parts: Parts) -> dict[str, Any]:
     fit = _judged(parts, params, parts.fit, config.examples, seed=1)
     held_out = _judged(parts, params, parts.select, config.held_out, seed=2)
     width, seed = parts.model_config.width, parts.config.seed
+    # Small enough for every process to do alike, on a device of its own.
     graphdef, head = heads.fit_head(fit["features"], fit["human"], width, config, seed=seed)
-    logits = np.asarray(jax.jit(merge(graphdef, head).__call__)(held_out["features"]), np.float64)
+    logits = heads.head_logits(graphdef, head, held_out["features"]).astype(np.float64)
     quality = heads.calibration(1 / (1 + np.exp(-logits)), held_out["human"])
     human_logp = fit["logp"][fit["human"]]
     low, high = (float(np.percentile(human_logp, share)) for share in (5, 95))
-    write_json(parts.dir / "reward_heads.json", {"naturalness": quality})
+    hosts.on_main(lambda: write_json(parts.dir / "reward_heads.json", {"naturalness": quality}))
+    head = hosts.place_global(head, _head_shardings(parts, head))
     save_params(parts.dir / "checkpoints" / "reward_heads-final", head, {"fluency_range": [low, high]})
-    print(
+    hosts.say(
         f"reward_heads: naturalness held-out accuracy {quality['accuracy']:.3f}, auc {quality['auc']:.3f}, "
-        f"ece {quality['ece']:.3f}; fluency range [{low:.2f}, {high:.2f}] nats per token",
-        file=sys.stderr,
+        f"ece {quality['ece']:.3f}; fluency range [{low:.2f}, {high:.2f}] nats per token"
     )
     return {"accuracy": quality["accuracy"], "auc": quality["auc"], "fluency_range": [low, high]}
 
@@ -49,7 +49,12 @@ def load_head(parts: Parts) -> tuple[nnx.GraphDef, Params]:
     """
     width, hidden = parts.model_config.width, parts.config.reward.hidden
     graphdef, like = structure(lambda: RewardHead(width, hidden=hidden, rngs=nnx.Rngs(0)))
-    return graphdef, parts.load("reward_heads", like)
+    return graphdef, parts.load("reward_heads", like, _head_shardings(parts, like))
+
+
+def _head_shardings(parts: Parts, head: Params) -> Params:
+    """The rules know the head's parameters as `reward/...`."""
+    return parts.placement.of_params({"reward": head})["reward"]
 
 
 def fluency_range(parts: Parts) -> tuple[float, float]:
@@ -78,6 +83,7 @@ def features(
         context=context.max_context,
         reply=context.max_reply,
         pad_id=parts.task.pad_id,
+        placement=parts.placement,
     )
 
 

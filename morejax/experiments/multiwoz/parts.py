@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from morejax import config as configs
+from morejax import hosts
 from morejax.experiments.multiwoz.config import FIRST_READ, MultiwozConfig, preset, resolve
 from morejax.experiments.multiwoz.decoding import Decoding
-from morejax.models import ActorCritic
-from morejax.models.decoder import DecoderConfig
-from morejax.models.split import Params
-from morejax.sharding import make_mesh, rollout_sharding
+from morejax.models import ActorCritic, LoraConfig, hf
+from morejax.models.decoder_config import DecoderConfig
+from morejax.models.lora import merge_adapters, partition
+from morejax.models.split import Bound, Params, whole
+from morejax.sharding import make_mesh, mesh_from_text
 from morejax.tasks.multiwoz import tokenizer as vocabulary
 from morejax.tasks.multiwoz.dataset import load_corpus
 from morejax.tasks.multiwoz.embedded import embedded_root
@@ -29,11 +32,14 @@ from morejax.tasks.streams import StreamContext, get_stream
 from morejax.training.checkpoint import load_params
 from morejax.training.initialise import initial_params, structure
 from morejax.training.interrupt import StopRequest
+from morejax.training.placement import Placement
 from morejax.training.run import Run, RunError
 
 
 class Parts:
     """A run's parts, each made when a stage first asks for it. Making the object reads the corpus and opens the folder.
+
+    Every process makes one, and asks for the same things in the same order.
 
     Args:
         config: resolved configuration.
@@ -41,15 +47,15 @@ class Parts:
 
     Raises:
         ValueError: a flag, a name or the folder is not what it has to be; nothing has been written then.
+        HostError: another process has found that.
     """
 
     def __init__(self, config: MultiwozConfig, stop: StopRequest):
         self.config, self.stop = config, stop
-        self.mesh = _mesh(config.devices)
-        self.corpus = load_corpus(config.data_dir if config.data_dir is not None else embedded_root())
-        self.fit, self.select = _splits(config, self.corpus)
-        self._check_names()
-        self._check_corpus()
+        self.placement = Placement(_mesh(config))
+        self._check_rows()
+        hosts.together(self._read_corpus)
+        self._check_alike()
         settings, defaults = (dataclasses.asdict(one) for one in (config, resolve(preset(config.preset))))
         self.run = Run(config.run_dir, settings, resume=config.continues, first_read=FIRST_READ, defaults=defaults)
         self.dir = self.run.directory
@@ -60,6 +66,36 @@ class Parts:
             corpus_skipped=self.corpus.skipped,
             splits={"fit": self.fit, "select": self.select, "ppo": self.ppo_split},
         )
+        self.task = self._make_task()
+
+    def _read_corpus(self) -> None:
+        config = self.config
+        self.corpus = load_corpus(config.data_dir if config.data_dir is not None else embedded_root())
+        self.fit, self.select = _splits(config, self.corpus)
+        self._check_names()
+        self._check_corpus()
+
+    def _check_rows(self) -> None:
+        """Rollouts are cut along data and fsdp.
+
+        Raises:
+            ValueError: they cannot be.
+        """
+        turns, shards = self.config.ppo.turns, self.placement.row_shards
+        if "ppo" in self.config.stages and turns % shards:
+            raise ValueError(f"--ppo.turns {turns} must be a multiple of the mesh's data x fsdp = {shards}")
+
+    def _check_alike(self) -> None:
+        """All processes must have been started alike, or they would wait for each other for ever.
+
+        Raises:
+            ValueError: flags or corpus of this process are not those of the main one.
+        """
+        own = json.loads(json.dumps(dataclasses.asdict(self.config), default=str))
+        own |= {"corpus": self.corpus.name, "corpus_dialogues": self._sizes}
+        main, *_ = hosts.exchange(lambda: own)
+        other = [name for name, value in own.items() if value != main[name] and name not in _OWN]
+        hosts.together(lambda: _refuse_different(other, own, main))
 
     def _check_names(self) -> None:
         """Find out now, not after hours, what a later stage would not accept.
@@ -120,20 +156,26 @@ class Parts:
         named = dict.fromkeys((self.select, "dev", "test"))
         return self.config.eval_splits or tuple(name for name in named if self.corpus.splits.get(name))
 
-    @cached_property
-    def task(self) -> MultiwozTask:
+    def _make_task(self) -> MultiwozTask:
         """Corpus and tokenizer; the tokenizer is trained once and kept in the run."""
         folder = self.dir / "tokenizer"
-        if (folder / "tokenizer.json").is_file():
-            tokenizer = vocabulary.load_tokenizer(folder)
-        else:
-            turns = [turn for dialogue in self.corpus.dialogues(self.fit) for turn in dialogue.turns]
-            texts = (text for turn in turns for text in (turn.user, turn.delex))
-            tokenizer = vocabulary.train_tokenizer(texts, self.config.vocab_size)
-            vocabulary.save_tokenizer(tokenizer, folder)
+        hosts.on_main(lambda: self._train_tokenizer(folder))
+        tokenizer = hosts.together(lambda: vocabulary.load_tokenizer(folder))
         serialiser = Serialiser(tokenizer, self.config.context)
         context = StreamContext(self.corpus.database, None, vocabulary.placeholder_ids(tokenizer))
         return MultiwozTask(self.corpus, serialiser, self._reward_streams, context)
+
+    def _train_tokenizer(self, folder: Path) -> None:
+        if (folder / "tokenizer.json").is_file():
+            return
+        if self.config.pretrained is not None:
+            own = hf.load_tokenizer(hf.local_folder(self.config.pretrained))
+            extended = vocabulary.extend_tokenizer(own, self.config.model.vocab_size)
+            vocabulary.save_tokenizer(extended, folder)
+            return
+        turns = [turn for dialogue in self.corpus.dialogues(self.fit) for turn in dialogue.turns]
+        texts = (text for turn in turns for text in (turn.user, turn.delex))
+        vocabulary.save_tokenizer(vocabulary.train_tokenizer(texts, self.config.vocab_size), folder)
 
     # Models
 
@@ -143,8 +185,8 @@ class Parts:
         return replace(self.config.model, vocab_size=len(self.task.tokenizer))
 
     def build_language_model(self) -> nnx.Module:
-        """Supervised model and scaffold: a decoder without a critic."""
-        return ActorCritic(self.model_config, rngs=nnx.Rngs(self.config.seed))
+        """Supervised model and scaffold: a decoder without critic and adapters."""
+        return ActorCritic(replace(self.model_config, lora=LoraConfig()), rngs=nnx.Rngs(self.config.seed))
 
     def build_policy(self) -> nnx.Module:
         """What PPO trains: the same decoder with a critic of one value for each stream."""
@@ -157,54 +199,68 @@ class Parts:
         return structure(self.build_language_model)
 
     def fresh(self) -> Params:
-        """First parameters of the supervised stage."""
-        return self.on_devices(initial_params(self.build_language_model))
+        """First parameters of the supervised stage: at random, or those of the model to start from."""
+        if self.config.pretrained is not None:
+            size, mesh = self.model_config.vocab_size, self.placement.mesh
+            return hf.load_pretrained(self.config.pretrained, vocab_size=size, mesh=mesh).params
+        return initial_params(self.build_language_model, shardings=self.placement.of_params)
 
-    def load(self, stage: str, like: Params | None = None) -> Params:
-        """Final parameters of a stage, on every device.
+    def load(self, stage: str, like: Params | None = None, shardings: Any = None) -> Params:
+        """Final parameters of a stage, cut over the devices by the rules of `morejax.sharding`.
 
         Args:
             stage: whose.
             like: their structure; by default that of the model without a critic.
+            shardings: where they are to lie; by default as the rules say.
 
         Raises:
             FileNotFoundError: the stage has not been run in this folder.
         """
         like = self.language_model[1] if like is None else like
-        return load_params(self.dir / "checkpoints" / f"{stage}-final", like, self._replicated)[0]
+        shardings = self.placement.of_params(like) if shardings is None else shardings
+        return load_params(self.dir / "checkpoints" / f"{stage}-final", like, shardings)[0]
 
     def load_actor(self) -> Params:
-        """The final policy without its critic."""
-        params = self.load("ppo", structure(self.build_policy)[1])
-        return {name: part for name, part in params.items() if name != "value"}
+        """The final policy without its critic, adapters merged into the supervised model that they stand on."""
+        graphdef, like = structure(self.build_policy)
+        trained, frozen = partition(like, self.model_config.lora) if self.model_config.lora.rank else (like, None)
+        params = self.load("ppo", trained)
+        return self.actor(params if frozen is None else whole(Bound(graphdef, self.load("supervised")), params))
+
+    def actor(self, params: Params) -> Params:
+        """A policy's parameters as those of the model without critic and adapters."""
+        return merge_adapters(self.model_config, {name: part for name, part in params.items() if name != "value"})[1]
 
     @cached_property
     def decoding(self) -> Decoding:
         """Replies of models without a critic."""
-        return Decoding(self.language_model[0], self.task, self.config.context, self.stop)
-
-    # Devices
-
-    @property
-    def _replicated(self) -> jax.sharding.Sharding:
-        if self.mesh is None:
-            return SingleDeviceSharding(jax.devices()[0])
-        return NamedSharding(self.mesh, PartitionSpec())
-
-    def on_devices(self, tree: Any) -> Any:
-        """A copy of the tree on every device."""
-        return jax.device_put(tree, self._replicated)
-
-    def place(self, tree: Any) -> Any:
-        """Rows of a batch, cut over the devices."""
-        return tree if self.mesh is None else jax.device_put(tree, rollout_sharding(self.mesh))
+        return Decoding(self.language_model[0], self.task, self.config.context, self.stop, self.placement)
 
 
-def _mesh(devices: int) -> jax.sharding.Mesh | None:
-    found = jax.devices()
+# What each process may be told differently.
+_OWN = ("process", "data_dir")
+
+
+def _refuse_different(names: Sequence[str], own: Mapping[str, Any], main: Mapping[str, Any]) -> None:
+    if names:
+        found = "; ".join(f"{name}: {main[name]!r} there, {own[name]!r} here" for name in names)
+        raise ValueError(f"started with something else than the main process ({found})")
+
+
+def _mesh(config: MultiwozConfig) -> jax.sharding.Mesh | None:
+    """The mesh that the flags ask for; None for one device of one process."""
+    found, several = jax.devices(), jax.process_count() > 1
+    if config.mesh:
+        return mesh_from_text(config.mesh)
+    devices = (0 if several else 1) if config.devices is None else config.devices
     count = devices or len(found)
     if count > len(found):
         raise ValueError(f"--devices {devices}: only {len(found)} {found[0].platform} device(s) found")
+    if several and count < len(found):
+        raise ValueError(
+            f"--devices {devices}: {jax.process_count()} processes use all of their {len(found)} devices; leave the "
+            "flag out"
+        )
     return None if count == 1 else make_mesh(data=count, devices=found[:count])
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from morejax import hosts
 from morejax.experiments.multiwoz.evaluation import evaluate
 from morejax.experiments.multiwoz.language_models import scaffold, supervised
 from morejax.experiments.multiwoz.naturalness import reward_heads
@@ -39,16 +39,18 @@ def run_stages(parts: Parts) -> Path:
     for name in parts.config.stages:
         parts.stop.raise_if_set()
         if name != "evaluate" and parts.run.stage_record(name) is not None:
-            print(f"{name}: done before, skipped", file=sys.stderr)
+            hosts.say(f"{name}: done before, skipped")
             continue
         with parts.run.stage(name) as record:
             record |= STAGES[name](parts)
-    return _report(parts) if (parts.dir / "results.json").is_file() else parts.dir
+    return Path(hosts.on_main(lambda: str(_report(parts))))
 
 
 def _report(parts: Parts) -> Path:
     """The page; the evaluation's own time, which the results are to name, is known only now."""
     path = parts.dir / "results.json"
+    if not path.is_file():
+        return parts.dir
     write_json(path, json.loads(path.read_text()) | {"timings": parts.run.timings()})
     board = nearest_rows(parts.config.track) if parts.corpus.name == REAL_CORPUS_NAME else None
     return write_report(parts.dir, board=board)

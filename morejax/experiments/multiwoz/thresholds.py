@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import jax
 import numpy as np
 from flax import nnx
 
+from morejax import hosts
 from morejax.config import StepConfig, StepNumbers
 from morejax.experiments.multiwoz.naturalness import features
 from morejax.experiments.multiwoz.parts import Parts
-from morejax.models.split import Params, merge
+from morejax.models.split import Params
 from morejax.tasks.multiwoz.examples import Ids
 from morejax.tasks.multiwoz.task import MultiwozTask, TurnPrompts
+from morejax.training.reward_heads import head_logits
+from morejax.training.rollouts import score_replies
 from morejax.training.run import write_json
 
 logger = logging.getLogger("morejax")
@@ -34,10 +37,9 @@ def reference_scores(
     Measured once and kept in the run as reference_scores.json, unless the streams have changed since.
     """
     path = parts.dir / "reference_scores.json"
-    if path.is_file():
-        scores = json.loads(path.read_text())
-        if set(scores["human"]) == set(task.streams):
-            return scores
+    scores = hosts.on_main(lambda: json.loads(path.read_text()) if path.is_file() else None)
+    if scores is not None and set(scores["human"]) == set(task.streams):
+        return scores
     dialogues = parts.corpus.dialogues(parts.select)
     prompts = [prompt for dialogue in dialogues for prompt in task.prompts(dialogue)]
     answer = parts.decoding.reason_and_answer(scaffold, "scaffold sets the thresholds")
@@ -45,10 +47,13 @@ def reference_scores(
         "human": [prompt.reference for prompt in prompts],
         "scaffold": answer([prompt.direct for prompt in prompts]),
     }
-    model = merge(head_graphdef, head)
-    scores = {who: _means(parts, task, supervised, model, prompts, said) for who, said in replies.items()}
+
+    def logits(found: np.ndarray) -> np.ndarray:
+        return head_logits(head_graphdef, head, found)
+
+    scores = {who: _means(parts, task, supervised, logits, prompts, said) for who, said in replies.items()}
     scores["dialogues"] = {"count": float(len(dialogues))}
-    write_json(path, scores)
+    hosts.on_main(lambda: write_json(path, scores))
     return scores
 
 
@@ -56,14 +61,14 @@ def _means(
     parts: Parts,
     task: MultiwozTask,
     supervised: Params,
-    head: nnx.Module,
+    logits: Callable[[np.ndarray], np.ndarray],
     prompts: Sequence[TurnPrompts],
     replies: Sequence[Ids],
 ) -> dict[str, float]:
     """J of every stream for these replies."""
     logp, found = features(parts, supervised, [prompt.direct for prompt in prompts], replies)
-    natural = jax.nn.sigmoid(head(found))
-    streams = task.rewards(task.sampled(prompts, replies, logp, np.asarray(natural)), parts.config.context.max_reply)
+    natural = np.asarray(jax.nn.sigmoid(logits(found)))
+    streams = score_replies(task, prompts, replies, logp, natural, parts.config.context.max_reply)
     weights = streams.weights * streams.applies
     means = (weights * streams.scores).sum(0) / np.maximum(weights.sum(0), 1e-9)
     return {name: float(mean) for name, mean in zip(task.streams, means, strict=True)}
@@ -90,7 +95,7 @@ def fill_numbers(step: StepConfig, numbers: StepNumbers, measured: Scores, margi
 def _warn_out_of_reach(name: str, threshold: float, scaffold: float, dialogues: float) -> None:
     """Say so where the scaffold stays more than two standard errors below a threshold."""
     error = math.sqrt(max(scaffold * (1 - scaffold), 0.0) / dialogues)
-    if threshold > scaffold + 2 * error:
+    if threshold > scaffold + 2 * error and hosts.is_main():
         logger.warning(
             "threshold %s >= %.3f lies %.3f above what the scaffold reaches (%.3f): it may be out of reach",
             name,

@@ -18,7 +18,7 @@ from pathlib import Path
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from morejax.tasks.multiwoz.canonical import PLACEHOLDERS
 from morejax.tasks.multiwoz.normalise import unify
@@ -92,11 +92,14 @@ def _decoder() -> decoders.Decoder:
     )
 
 
+def _one_space() -> normalizers.Normalizer:
+    return normalizers.Replace(Regex(r"\s+"), " ")
+
+
 def _empty_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     joint = normalizers.Replace(Regex(rf"(?<=\S)(?={_PLACEHOLDER})"), JOIN)
-    space = normalizers.Replace(Regex(r"\s+"), " ")
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), space, joint])
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), _one_space(), joint])
     words = pre_tokenizers.Split(Regex(_WORDS), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -142,12 +145,47 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     tokenizer.train_from_iterator(_segments(texts), trainer)
     tokenizer.add_tokens(text_tokens)
-    tokenizer.add_tokens(
-        [AddedToken(f"<extra_{i}>", normalized=False) for i in range(size - tokenizer.get_vocab_size())]
-    )
+    _fill_up(tokenizer, size)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
     )
+
+
+def _fill_up(tokenizer: Tokenizer, size: int) -> None:
+    extra = [AddedToken(f"<extra_{i}>", normalized=False) for i in range(size - tokenizer.get_vocab_size())]
+    tokenizer.add_tokens(extra)
+
+
+def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, least: int = 0) -> PreTrainedTokenizerFast:
+    """A pre-trained model's tokenizer with the task's tokens: ids that it has stay, new ones follow.
+
+    Text is lower-cased and its white space collapsed; how words are cut, and put together again, stays the model's, so
+    that other programs decode replies as it is done here. (The space before a placeholder is then a token of its own.)
+    `<pad>` and `<eos>` take the places of the model's.
+
+    Args:
+        tokenizer: of the model; it must not be used afterwards.
+        least: ids that the model has; unused `<extra_i>` tokens fill up to them, and to a multiple of 64.
+
+    Raises:
+        ValueError: it is no byte-level BPE, which GPT-2, Llama 3, SmolLM2 and Qwen have.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not isinstance(backend.decoder, decoders.ByteLevel):
+        kind = type(tokenizer if backend is None else backend.decoder).__name__
+        raise ValueError(f"the model's tokenizer decodes by {kind}, expected a byte-level BPE (ByteLevel)")
+    own = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), _one_space(), *own])
+    text_tokens = [AddedToken(name, special=False, normalized=True) for name in (JOIN, *PLACEHOLDERS)]
+    backend.add_tokens([*_control_tokens(), *text_tokens])
+    size = max(least, backend.get_vocab_size())
+    _fill_up(backend, -(-size // 64) * 64)
+    # Not the family's own class: it would build another normalizer when it is loaded.
+    extended = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
+    )
+    extended.chat_template = tokenizer.chat_template
+    return extended
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: str | Path) -> None:
@@ -183,7 +221,8 @@ def decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
     ids = [int(i) for i in ids]
     if tokenizer.eos_token_id in ids:
         ids = ids[: ids.index(tokenizer.eos_token_id)]
-    return tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=True)
+    # A pre-trained model's tokenizer leaves the space that `encode_batch` has put in front.
+    return tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=True).removeprefix(" ")
 
 
 def decode_batch(tokenizer: PreTrainedTokenizerFast, sequences: Sequence[Sequence[int]]) -> list[str]:

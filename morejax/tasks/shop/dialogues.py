@@ -230,14 +230,15 @@ def _take_questions(open_intents: list[str], mix: Mix, rng: random.Random) -> tu
     wanted = 1 + (drawn < mix.second_question + mix.third_question) + (drawn < mix.third_question)
     taken: list[str] = []
     for intent in open_intents:
-        if len(taken) < wanted and all(_together(intent, other) for other in taken):
+        if len(taken) < wanted and all(go_together(intent, other) for other in taken):
             taken.append(intent)
     for intent in taken:
         open_intents.remove(intent)
     return tuple(sorted(taken, key=INTENTS.index))
 
 
-def _together(one: str, other: str) -> bool:
+def go_together(one: str, other: str) -> bool:
+    """May two intents be asked in one turn?"""
     return {one, other} not in _APART and not (one in DECISIONS and other in DECISIONS)
 
 
