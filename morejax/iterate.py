@@ -208,10 +208,23 @@ def _bound(function, reward_fn, step_config, sampler_config, state, prompts, fro
 
 
 def _checked_sampler(config: SamplerConfig) -> SamplerConfig:
-    if config.temperature != 1.0:
+    """A sampler that draws from the policy itself, one reply to each prompt."""
+    for name, wanted in (
+        ("temperature", 1.0),
+        ("top_k", 0),
+        ("top_p", 1.0),
+        ("min_p", 0.0),
+        ("repetition_penalty", 1.0),
+    ):
+        if getattr(config, name) != wanted:
+            raise ValueError(
+                f"sampler.{name} is {getattr(config, name)}, expected {wanted:g}: the step takes the sampler's "
+                "log-probabilities for the policy's own, and its replies for draws from it"
+            )
+    if config.samples != 1:
         raise ValueError(
-            f"sampler.temperature is {config.temperature}, expected 1: the step takes the sampler's log-probabilities "
-            "for the policy's own"
+            f"sampler.samples is {config.samples}, expected 1: for groups repeat the prompts and number them in "
+            "Prompts.group"
         )
     return config
 
@@ -220,7 +233,7 @@ def draw_replies(state: TrainState, prompts: Prompts, config: SamplerConfig) -> 
     """Replies of the policy, with the values of a critic on its trunk, and the key that is left.
 
     Raises:
-      ValueError: a temperature other than 1.
+      ValueError: a sampler that draws from something else than the policy, or several replies to a prompt.
     """
     key, sample_key = jax.random.split(state.key)
     config = replace(_checked_sampler(config), values=shares_trunk(state.params))

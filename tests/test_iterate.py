@@ -223,6 +223,9 @@ def test_what_does_not_fit_is_refused(core, make_state, frozen):
     start = make_state("shared", config)
     with pytest.raises(ValueError, match=r"temperature is 0\.5, expected 1"):
         compile_iteration(reward, config, SamplerConfig(temperature=0.5))
+    for changes, named in ({"top_p": 0.9}, r"top_p is 0\.9, expected 1"), ({"samples": 2}, r"samples is 2, expected 1"):
+        with pytest.raises(ValueError, match=named):
+            compile_iteration(reward, config, SamplerConfig(**changes))
     with pytest.raises(ValueError, match=r"step\.kl = full needs the parameters of a reference"):
         jax.eval_shape(
             lambda state: iterate(state, prompts(), frozen.replace(params=None), reward, config, SAMPLER), start
