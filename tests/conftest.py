@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from functools import cache, partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -122,6 +125,17 @@ def policy_logp(state, rollout):
         return jnp.take_along_axis(logps, rollout.tokens[:, context:, None], -1)[..., 0]
 
     return np.asarray(forward(state.params))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bounded_memory():
+    """Compiled programs are kept until the process ends: some 6 GiB after all tests of one worker."""
+    yield
+    statm = Path("/proc/self/statm")
+    if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 2 * 2**30:
+        jitted_step.cache_clear()
+        jax.clear_caches()
+        gc.collect()
 
 
 KEEP_GRADIENT = optax.trace(decay=0.0)  # its state is the last gradient that it saw

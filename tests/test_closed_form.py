@@ -279,10 +279,12 @@ def test_lambda_is_an_exchange_rate_under_stream_normalisation(train):
 def test_a_transformer_with_adam_gets_there_too(train):
     """The real model and the default optimizer; the state has to be found in the tokens.
 
-    Adam's steps do not shrink with the gradient, so its rate has to fall for the circling to end.
+    Adam's steps do not shrink with the gradient, so its rate has to fall for the circling to end, and start low: from
+    2e-3 five of five initialisations get there, from 5e-3 three of five settle on a policy that does not tell states
+    apart well enough while its entropy bonus fades.
     """
     problem = PROBLEMS["process"]
-    numbers = {"learning_rate": 5e-3, "value_learning_rate": 1e-2, "decay_steps": ROLLOUTS}
+    numbers = {"learning_rate": 2e-3, "value_learning_rate": 1e-2, "decay_steps": ROLLOUTS}
     assert_optimal(problem, train(problem, model=decoder(problem), tx=default_optimizer(), numbers=numbers))
 
 

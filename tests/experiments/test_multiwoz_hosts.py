@@ -173,7 +173,7 @@ def test_one_killed_in_ppo_both_restarted(tiny, before_ppo, two, tmp_path):
         for path in (held / "held", out / "checkpoints" / "ppo" / "2"):
             wait_for(path, job)
         job.processes[1].send_signal(signal.SIGKILL)
-        statuses = job.finish(60)
+        statuses = job.finish(180)
     assert statuses == [4, -signal.SIGKILL]
     assert "process 0: error: no answer from another process; start all again with --resume" in job.said()
     assert "Traceback" not in job.said()
