@@ -20,9 +20,10 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from morejax.compile import compile_step
-from morejax.experiments.multiwoz import naturalness, policy, thresholds
+from morejax.experiments.multiwoz import policy
 from morejax.experiments.multiwoz.__main__ import parse
 from morejax.experiments.multiwoz.parts import Parts
+from morejax.experiments.shared import naturalness, policy_state, thresholds
 from morejax.training.checkpoint import load_params
 from morejax.training.initialise import structure
 from morejax.training.interrupt import StopRequest
@@ -65,7 +66,7 @@ def sampler_of(parts: Parts):
     numbers = thresholds.fill_numbers(config.step, config.numbers, measured, config.threshold_margin)
     numbers = replace(numbers, learning_rate=0.0, value_learning_rate=0.0)
     prompts = policy._prompts(parts, task, supervised)
-    state = policy._initial_state(parts, supervised, numbers)
+    state = policy_state.initial_state(parts, supervised, numbers)
     frozen = Frozen(parts.language_model[0], scaffold, supervised, head_graphdef, head)
     shapes = static_shapes(prompts, config.ppo.turns, config.context.max_reply)
     return state, Sampler(task, state, frozen, config.step, shapes, config.ppo, lambda tree: tree), prompts, shapes

@@ -61,7 +61,7 @@ def run(bench: SamplerBench) -> Iterator[dict[str, Any]]:
             "engine": engine,
             "dtype": bench.dtype,
             "tokens_per_s": round(1e3 * size.sequences * size.response / timing.milliseconds, 1),
-            "ms": round(timing.milliseconds, 2),
+            "ms": round(timing.milliseconds, 3),
             "cpu_ms": round(timing.cpu_milliseconds, 2),
             "rounds": bench.rounds,
         } | _against_floor(size, bench.dtype, timing.milliseconds, *machine_rates)
