@@ -15,7 +15,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +24,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before transformers 
 
 from flax import nnx
 
-from morejax.config import StepConfig
-from morejax.models import ActorCritic, CriticConfig, DecoderConfig
+from morejax.export import load_run
+from morejax.models.hf import structure_of
+from morejax.models.lora import merge_adapters
 from morejax.models.split import Params
 from morejax.prefix_cache import PrefixCache
 from morejax.rollout import SamplerConfig
@@ -40,8 +41,6 @@ from morejax.tasks.multiwoz.normalise import normalise_slot, normalise_value
 from morejax.tasks.multiwoz.records import State
 from morejax.tasks.multiwoz.scorer import estimate_domains
 from morejax.tasks.multiwoz.tracker import Ontology, build_ontology, mentioned_domain, merge, track
-from morejax.training.checkpoint import load_params
-from morejax.training.initialise import structure
 
 SYSTEMS = ("supervised", "scaffold", "ppo")
 _MAX_ACTS = 24  # tokens the scaffold may write before it answers, as in the experiment
@@ -264,7 +263,7 @@ def load_talker(
     context = _dataclass(ContextConfig, config["context"], run_dir)
     serialiser = Serialiser(vocabulary.load_tokenizer(run_dir / "tokenizer"), context)
     system = system or _default_system(run_dir)
-    graphdef, params = _load_model(run_dir, config, system, len(serialiser.tokenizer))
+    graphdef, params = _load_model(run_dir, system)
 
     reasoned, end_to_end = system == "scaffold", context.track == "e2e"
     longest = max(context.max_reply + _MAX_ACTS, context.max_state)
@@ -316,15 +315,11 @@ def _default_system(run_dir: Path) -> str:
     )
 
 
-def _load_model(run_dir: Path, config: Mapping[str, Any], system: str, vocab_size: int) -> tuple[nnx.GraphDef, Params]:
-    decoder = replace(_dataclass(DecoderConfig, config["model"], run_dir), vocab_size=vocab_size)
-    graphdef, like = structure(lambda: ActorCritic(decoder, rngs=nnx.Rngs(0)))
-    if system == "ppo":
-        critic = _dataclass(CriticConfig, config["critic"], run_dir)
-        streams = len(_dataclass(StepConfig, config["step"], run_dir).streams)
-        like = structure(lambda: ActorCritic(decoder, critic=critic, streams=streams, rngs=nnx.Rngs(0)))[1]
-    params, _ = load_params(run_dir / "checkpoints" / f"{system}-final", like)
-    return graphdef, {name: part for name, part in params.items() if name != "value"}
+def _load_model(run_dir: Path, system: Any) -> tuple[nnx.GraphDef, Params]:
+    """The model without its critic, adapters merged into its weights."""
+    config, params = load_run(run_dir, system)
+    config, params = merge_adapters(config, {name: part for name, part in params.items() if name != "value"})
+    return structure_of(config)[0], params
 
 
 def _dataclass(kind: Any, values: Mapping[str, Any], run_dir: Path) -> Any:

@@ -1,4 +1,4 @@
-"""`python -m morejax.bench step|iteration|sampler --size S --json`: one line for each measurement."""
+"""`python -m morejax.bench step|iteration|sampler|shop --size S --json`: one line for each measurement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from morejax.bench import iteration, sampler, step
+from morejax.bench import iteration, sampler, shop, step
 from morejax.bench.plots import plot_sweep
 from morejax.bench.sizes import SIZES
 
@@ -42,6 +42,10 @@ def parser() -> argparse.ArgumentParser:
     of_iteration.add_argument("--forms", nargs="+", choices=iteration.FORMS, default=list(iteration.FORMS))
     of_sampler = benches.add_parser("sampler", parents=[common], help="replies, beside transformers.generate")
     of_sampler.add_argument("--engines", nargs="+", choices=sampler.ENGINES, default=list(sampler.ENGINES))
+    of_shop = benches.add_parser("shop", parents=[common], help="judged replies and complete dialogues a second")
+    of_shop.add_argument("--parts", nargs="+", choices=shop.PARTS, default=list(shop.PARTS))
+    of_shop.add_argument("--dialogues", type=int, default=256, help="played by each agent")
+    of_shop.add_argument("--sequences", type=int, default=256, help="replies judged at once")
     return root
 
 
@@ -51,6 +55,10 @@ def main(arguments: Sequence[str]) -> int:
     shared = {name: getattr(flags, name) for name in ("size", "rounds", "dtype", "scan")}
     if flags.bench == "sampler":
         _show(sampler.run(sampler.SamplerBench(engines=tuple(flags.engines), **shared)), flags.json)
+        return 0
+    if flags.bench == "shop":
+        counts = {"dialogues": flags.dialogues, "sequences": flags.sequences}
+        _show(shop.run(shop.ShopBench(parts=tuple(flags.parts), **counts, **shared)), flags.json)
         return 0
     shared |= {"minibatches": flags.minibatches, "kl": flags.kl}
     if flags.bench == "iteration":
@@ -99,6 +107,9 @@ def _line(record: dict[str, Any]) -> str:
             f"{record['size']}/{record['engine']:14} {record['ms']:10.1f} ms  {record['tokens_per_s']:9.1f} tokens/s"
             f"  {record['floor_share']:.0%} of the floor ({record['decode_bound']}){against}"
         )
+    if record["bench"] == "shop":
+        speeds = [f"{key} {value}" for key, value in record.items() if "per_" in key]
+        return f"shop/{record['part']:12} " + "  ".join(speeds)
     name = "/".join(str(record[key]) for key in ("size", "variant", "critic", "form") if key in record)
     parts = [
         f"{name:24} {record['ms']:10.1f} ms  {record['flops'] / 1e9:9.2f} GFLOP"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
@@ -25,14 +25,12 @@ from morejax.training.placement import ONE_DEVICE, Placement
 from morejax.training.ppo_config import PPOConfig
 from morejax.training.progress import Progress
 from morejax.training.rollouts import Frozen, Sampler, Shapes, plan
+from morejax.training.task import Task, TurnPrompts
 from morejax.training.writers import Writer, open_writers
-
-if TYPE_CHECKING:
-    from morejax.tasks.multiwoz.task import MultiwozTask, TurnPrompts
 
 
 def fit(
-    task: MultiwozTask,
+    task: Task,
     state: TrainState,
     frozen: Frozen,
     prompts: Sequence[Sequence[TurnPrompts]],
@@ -139,7 +137,7 @@ class _Pending:
 
     iteration: int
     metrics: Mapping[str, jax.Array]
-    tokens: int
+    tokens: int | jax.Array
     began: float
     """Seconds of the clock."""
 
@@ -168,7 +166,7 @@ class LateLog:
         """An iteration begins."""
         self._iteration, self._began = iteration, self._clock()
 
-    def add(self, metrics: Mapping[str, jax.Array], tokens: int) -> None:
+    def add(self, metrics: Mapping[str, jax.Array], tokens: int | jax.Array) -> None:
         """Keep the numbers of the iteration that has begun, and write those of the one before."""
         before, self._pending = self._pending, _Pending(self._iteration, metrics, tokens, self._began)
         if before is not None:
@@ -187,10 +185,11 @@ class LateLog:
 
     def _write(self, kept: _Pending, numbers: dict[str, float], seconds: float) -> None:
         check_finite(kept.iteration, numbers)
-        numbers |= {"response_tokens": float(kept.tokens), "tokens_per_s": kept.tokens / seconds}
+        tokens = int(kept.tokens)
+        numbers |= {"response_tokens": float(tokens), "tokens_per_s": tokens / seconds}
         self._writer.scalars(kept.iteration, numbers)
         shown = {name[2:]: value for name, value in numbers.items() if name.startswith("J/")}
-        self._bar.update(kept.iteration, shown | {"kl": numbers["kl"]}, tokens=kept.tokens)
+        self._bar.update(kept.iteration, shown | {"kl": numbers["kl"]}, tokens=tokens)
         self._progress["last"] = numbers
         self._progress["first"] = self._progress["first"] or numbers
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,24 +63,24 @@ def write_report(run_dir: Path | str, *, board: Sequence[Any] | None = None) -> 
         ValueError: a file is not valid JSON, or ``results.json`` lacks a field.
     """
     run_dir = Path(run_dir)
-    config, results = _read_json(run_dir / "config.json"), _read_json(run_dir / "results.json")
+    config, results = read_json(run_dir / "config.json"), read_json(run_dir / "results.json")
     _check_results(run_dir / "results.json", results)
     page = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             title=f"{config.get('experiment', 'multiwoz')} · {results['method']} · {results['track']}",
             facts=_facts(config, results),
-            command=_command(config),
+            command=commands(config),
             versions=config.get("versions", {}),
             config=json.dumps(config, indent=2, ensure_ascii=False),
             headline=_headline(results),
             scores=_score_tables(results, published_rows(results) if board is None else board),
-            constraints=_constraint_rows(results),
+            constraints=constraint_rows(results),
             figures=_draw(run_dir, results),
-            heads=_heads(run_dir),
-            samples=_samples(run_dir),
-            timings=_timings(results),
+            heads=reward_heads(run_dir),
+            samples=sample_dialogues(run_dir),
+            timings=timing_rows(results),
             results=results,
         )
     )
@@ -130,7 +130,7 @@ def _facts(config: Mapping[str, Any], results: Mapping[str, Any]) -> list[tuple[
     return [(label, str(value)) for label, value in named.items() if value is not None]
 
 
-def _command(config: Mapping[str, Any]) -> str:
+def commands(config: Mapping[str, Any]) -> str:
     """Every command that the run was made by, one a line: a resumed run has several."""
     command = config.get("command", "")
     last = command if isinstance(command, str) else " ".join(map(str, command))
@@ -200,7 +200,7 @@ def _domain_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _constraint_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def constraint_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each constraint with its threshold, first and last J, multiplier, and whether it is met."""
     rows = []
     for name, values in (results.get("constraints") or {}).items():
@@ -237,26 +237,26 @@ def _draw(run_dir: Path, results: Mapping[str, Any]) -> dict[str, Markup]:
 
 
 def _reliability(run_dir: Path) -> Any:
-    return figures.reliability_figure({name: head.get("bins", ()) for name, head in _heads(run_dir).items()})
+    return figures.reliability_figure({name: head.get("bins", ()) for name, head in reward_heads(run_dir).items()})
 
 
-def _heads(run_dir: Path) -> dict[str, Any]:
+def reward_heads(run_dir: Path) -> dict[str, Any]:
     """Head -> ``{"accuracy", "auc", "ece", "brier", "examples", "bins": [...]}`` as far as measured."""
     path = run_dir / "reward_heads.json"
     if not path.is_file():
         return {}
-    heads = {name: head for name, head in _read_json(path).items() if isinstance(head, dict) and "accuracy" in head}
+    heads = {name: head for name, head in read_json(path).items() if isinstance(head, dict) and "accuracy" in head}
     if not heads:
         raise ValueError(f'{path}: no head in it; expected {{head: {{"accuracy": ..., "bins": [...]}}}}')
     return heads
 
 
-def _samples(run_dir: Path) -> list[dict[str, Any]]:
+def sample_dialogues(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / "samples.json"
-    return _read_json(path) if path.is_file() else []
+    return read_json(path) if path.is_file() else []
 
 
-def _timings(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def timing_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Stage, duration and its share of the whole run in percent."""
     timings = results.get("timings") or {}
     total = sum(timings.values()) or 1.0
@@ -268,7 +268,7 @@ def _timings(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------------
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("morejax.training", "templates"),
         autoescape=True,
@@ -293,7 +293,7 @@ def _signed(value: float, digits: int = 1) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the folder of a run that has been evaluated")
     try:
@@ -308,19 +308,30 @@ def _check_results(path: Path, results: Mapping[str, Any]) -> None:
             raise ValueError(f"{path}: no field {field!r}; found {', '.join(sorted(results))}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: rebuild the report of each run folder named."""
+def rebuild(arguments: Sequence[str] | None, write: Callable[[Path], Path], command: str) -> int:
+    """Write the report of each run folder named on the command line; returns the exit status.
+
+    Args:
+        arguments: folders; None takes those of the process.
+        write: writes one report.
+        command: what users type, for the usage.
+    """
     folders = list(sys.argv[1:] if arguments is None else arguments)
     if not folders or folders[0] in ("-h", "--help"):
-        print("usage: python -m morejax.training.report RUN_DIR [RUN_DIR ...]\n\nRebuilds RUN_DIR/report.html.")
+        print(f"usage: {command} RUN_DIR [RUN_DIR ...]\n\nRebuilds RUN_DIR/report.html.")
         return 0 if folders else 2
     for folder in folders:
         try:
-            print(write_report(Path(folder)))
+            print(write(Path(folder)))
         except (FileNotFoundError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line: rebuild the report of each run folder named."""
+    return rebuild(arguments, write_report, "python -m morejax.training.report")
 
 
 if __name__ == "__main__":

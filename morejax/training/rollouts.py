@@ -19,9 +19,9 @@ from morejax.state import TrainState
 from morejax.training.batching import left_pad
 from morejax.training.placement import ONE_DEVICE, Placement
 from morejax.training.reward_heads import judge, pack
+from morejax.training.task import Task, TurnPrompts
 
 if TYPE_CHECKING:
-    from morejax.tasks.multiwoz.task import MultiwozTask, TurnPrompts
     from morejax.tasks.streams import StackedStreams
     from morejax.training.ppo_config import PPOConfig
 
@@ -90,7 +90,7 @@ def compile_assess(graphdef: nnx.GraphDef | Bound, frozen: Frozen, step: StepCon
 
 
 def score_replies(
-    task: MultiwozTask,
+    task: Task,
     prompts: Sequence[TurnPrompts],
     replies: Sequence[tuple[int, ...]],
     lm_logp: np.ndarray,
@@ -169,7 +169,7 @@ def positions(prompts: Sequence[TurnPrompts], rows: int) -> dict[str, np.ndarray
 
 
 def build_rollout(
-    task: MultiwozTask,
+    task: Task,
     prompts: Sequence[TurnPrompts],
     sample: Sample,
     tokens: np.ndarray,
@@ -241,7 +241,7 @@ class Sampler:
 
     def __init__(
         self,
-        task: MultiwozTask,
+        task: Task,
         state: TrainState,
         frozen: Frozen,
         step: StepConfig,

@@ -13,7 +13,7 @@ from morejax.experiments.multiwoz.config import STAGES
 from morejax.experiments.multiwoz.evaluation import System, predict_splits
 from morejax.experiments.multiwoz.pipeline import STAGES as FUNCTIONS
 from morejax.experiments.multiwoz.results import merge_scores, write_results
-from morejax.experiments.multiwoz.thresholds import fill_numbers
+from morejax.experiments.shared.thresholds import fill_numbers
 from morejax.tasks.multiwoz.records import Dialogue, Turn
 
 SPLITS = {"dev": ("a", "b", "c"), "select": ("c", "a"), "test": ("d",)}

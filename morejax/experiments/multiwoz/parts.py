@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flax import nnx
 
 from morejax import config as configs
 from morejax import hosts
 from morejax.experiments.multiwoz.config import FIRST_READ, MultiwozConfig, preset, resolve
 from morejax.experiments.multiwoz.decoding import Decoding
-from morejax.models import ActorCritic, LoraConfig, hf
-from morejax.models.decoder_config import DecoderConfig
-from morejax.models.lora import merge_adapters, partition
-from morejax.models.split import Bound, Params, whole
+from morejax.experiments.shared.parts import RunParts
+from morejax.models import hf
+from morejax.models.split import Params
 from morejax.sharding import make_mesh, mesh_from_text
 from morejax.tasks.multiwoz import tokenizer as vocabulary
 from morejax.tasks.multiwoz.dataset import load_corpus
@@ -29,14 +27,12 @@ from morejax.tasks.multiwoz.examples import Serialiser
 from morejax.tasks.multiwoz.records import Corpus
 from morejax.tasks.multiwoz.task import MultiwozTask
 from morejax.tasks.streams import StreamContext, get_stream
-from morejax.training.checkpoint import load_params
-from morejax.training.initialise import initial_params, structure
 from morejax.training.interrupt import StopRequest
 from morejax.training.placement import Placement
 from morejax.training.run import Run, RunError
 
 
-class Parts:
+class Parts(RunParts):
     """A run's parts, each made when a stage first asks for it. Making the object reads the corpus and opens the folder.
 
     Every process makes one, and asks for the same things in the same order.
@@ -177,59 +173,12 @@ class Parts:
         texts = (text for turn in turns for text in (turn.user, turn.delex))
         vocabulary.save_tokenizer(vocabulary.train_tokenizer(texts, self.config.vocab_size), folder)
 
-    # Models
-
-    @cached_property
-    def model_config(self) -> DecoderConfig:
-        """The decoder's configuration with the tokenizer's vocabulary."""
-        return replace(self.config.model, vocab_size=len(self.task.tokenizer))
-
-    def build_language_model(self) -> nnx.Module:
-        """Supervised model and scaffold: a decoder without critic and adapters."""
-        return ActorCritic(replace(self.model_config, lora=LoraConfig()), rngs=nnx.Rngs(self.config.seed))
-
-    def build_policy(self) -> nnx.Module:
-        """What PPO trains: the same decoder with a critic of one value for each stream."""
-        critic, streams = self.config.critic, len(self.config.step.streams)
-        return ActorCritic(self.model_config, critic=critic, streams=streams, rngs=nnx.Rngs(self.config.seed))
-
-    @cached_property
-    def language_model(self) -> tuple[nnx.GraphDef, Params]:
-        """Graph and abstract parameters of the model without a critic."""
-        return structure(self.build_language_model)
-
     def fresh(self) -> Params:
         """First parameters of the supervised stage: at random, or those of the model to start from."""
-        if self.config.pretrained is not None:
-            size, mesh = self.model_config.vocab_size, self.placement.mesh
-            return hf.load_pretrained(self.config.pretrained, vocab_size=size, mesh=mesh).params
-        return initial_params(self.build_language_model, shardings=self.placement.of_params)
-
-    def load(self, stage: str, like: Params | None = None, shardings: Any = None) -> Params:
-        """Final parameters of a stage, cut over the devices by the rules of `morejax.sharding`.
-
-        Args:
-            stage: whose.
-            like: their structure; by default that of the model without a critic.
-            shardings: where they are to lie; by default as the rules say.
-
-        Raises:
-            FileNotFoundError: the stage has not been run in this folder.
-        """
-        like = self.language_model[1] if like is None else like
-        shardings = self.placement.of_params(like) if shardings is None else shardings
-        return load_params(self.dir / "checkpoints" / f"{stage}-final", like, shardings)[0]
-
-    def load_actor(self) -> Params:
-        """The final policy without its critic, adapters merged into the supervised model that they stand on."""
-        graphdef, like = structure(self.build_policy)
-        trained, frozen = partition(like, self.model_config.lora) if self.model_config.lora.rank else (like, None)
-        params = self.load("ppo", trained)
-        return self.actor(params if frozen is None else whole(Bound(graphdef, self.load("supervised")), params))
-
-    def actor(self, params: Params) -> Params:
-        """A policy's parameters as those of the model without critic and adapters."""
-        return merge_adapters(self.model_config, {name: part for name, part in params.items() if name != "value"})[1]
+        if self.config.pretrained is None:
+            return super().fresh()
+        size, mesh = self.model_config.vocab_size, self.placement.mesh
+        return hf.load_pretrained(self.config.pretrained, vocab_size=size, mesh=mesh).params
 
     @cached_property
     def decoding(self) -> Decoding:

@@ -9,10 +9,10 @@ from typing import Any
 
 from morejax import hosts
 from morejax.experiments.multiwoz.evaluation import evaluate
-from morejax.experiments.multiwoz.language_models import scaffold, supervised
-from morejax.experiments.multiwoz.naturalness import reward_heads
 from morejax.experiments.multiwoz.parts import Parts
 from morejax.experiments.multiwoz.policy import ppo
+from morejax.experiments.shared.language_models import scaffold, supervised
+from morejax.experiments.shared.naturalness import reward_heads
 from morejax.tasks.multiwoz.board import nearest_rows
 from morejax.tasks.multiwoz.records import REAL_CORPUS_NAME
 from morejax.training.report import write_report

@@ -23,13 +23,15 @@ from morejax.tasks.shop.claims import parse
 from morejax.tasks.shop.context import TurnPrompts
 from morejax.tasks.shop.dialogues import ShopSplit
 from morejax.tasks.shop.ontology import FUNCTIONS
+from morejax.tasks.shop.outcomes import conversion_reward
 from morejax.tasks.shop.phrase_tables import Tables, build_tables
 from morejax.tasks.shop.reasoning import judge
+from morejax.tasks.shop.rewards import SOLD_TO
 from morejax.tasks.shop.state import Case, map_leaves, take
 from morejax.tasks.shop.tokenizer import EOS, vocabulary
 from morejax.training.reward_heads import judge as judge_language
 
-OBJECTIVES = ("concision", "empathy", "overlap", "fluency", "naturalness")
+OBJECTIVES = ("concision", "empathy", "overlap", "conversion", "fluency", "naturalness")
 CONSTRAINTS = FUNCTIONS
 LEARNED = ("fluency", "naturalness")
 """Objectives that need the frozen language model."""
@@ -115,7 +117,7 @@ def shop_rewards(
         raise ValueError(f"objectives {', '.join(learned)} need graphdef and head_graphdef, at least one is None")
 
     def reward(tokens: jax.Array, mask: jax.Array, context: RewardContext) -> Rewards:
-        streams = _streams(tokens, mask, context)
+        streams = _streams(tokens, mask, context, "conversion" in objectives)
         if learned:
             streams |= _learned(graphdef, head_graphdef, tokens, mask, context)
         columns = [streams[name] for name in (*objectives, *constraints)]
@@ -133,13 +135,14 @@ def shop_rewards(
 Columns = dict[str, tuple[jax.Array, jax.Array]]
 
 
-def _streams(tokens: jax.Array, mask: jax.Array, context: RewardContext) -> Columns:
-    """Reward f32[S] and applicability bool[S] of every stream that needs no model."""
+def _streams(tokens: jax.Array, mask: jax.Array, context: RewardContext, selling: bool) -> Columns:
+    """Reward f32[S] and applicability bool[S] of every stream that needs no model; conversion where it is wanted."""
     facts: ShopFacts = context.prompts.rewards
     judges: Judges = context.frozen
     gold = gold_answers(facts.case, facts.asked, jnp)
     said = mask & (tokens != vocabulary()[EOS])
-    verdict = judge(parse(tokens, said, judges.tables, jnp), gold, jnp)
+    claims = parse(tokens, said, judges.tables, jnp)
+    verdict = judge(claims, gold, jnp)
     everywhere = jnp.ones(mask.shape[:1], bool)
     columns: Columns = {
         name: (verdict.score[:, column], verdict.applies[:, column]) for column, name in enumerate(FUNCTIONS)
@@ -148,6 +151,9 @@ def _streams(tokens: jax.Array, mask: jax.Array, context: RewardContext) -> Colu
     needed = language.needs_empathy(gold, facts.asked, facts.upset)
     columns["empathy"] = language.empathy(tokens, said, judges.kind_words, jnp) * needed, needed
     columns["overlap"] = overlap(tokens, mask, facts.reference, facts.reference_mask), everywhere
+    if selling:
+        chance = conversion_reward(tokens, said, claims, gold, facts.asked, facts.upset, SOLD_TO, jnp)
+        columns["conversion"] = chance, everywhere
     return columns
 
 

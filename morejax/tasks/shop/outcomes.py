@@ -121,5 +121,3 @@ def conversion_reward(
     chance = conversion_probability(update(before, observed, setting, xp), gap, setting, xp)
     offer = claims.approves & ~claims.denies
     return xp.where(gold.asks_decision & ~offer, 0.0, chance).astype(np.float32)
-
-

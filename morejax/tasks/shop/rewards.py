@@ -7,6 +7,9 @@
 | concision      | objective  | min(1, token budget of what is due / length)                              |
 | empathy        | objective  | kind words where the user complains, objects or gets a no                 |
 | overlap        | objective  | sentence BLEU-4 against the corpus's reply, on token ids                  |
+| conversion     | objective  | chance that the average user of `SOLD_TO` buys after it, right or wrong   |
+
+Conversion is what a seller at any price would learn from: it needs the constraints beside it.
 
 Fluency and naturalness are registered by `morejax.tasks.multiwoz.rewards`; they know no task. The device form of all is
 in `on_device`. `StreamContext.extra["shop"]` is the `ShopSplit` that the sampled turns come from, and the streams'
@@ -24,14 +27,18 @@ from morejax.tasks.shop import language
 from morejax.tasks.shop.claims import parse
 from morejax.tasks.shop.dialogues import ShopSplit
 from morejax.tasks.shop.ontology import FUNCTIONS
+from morejax.tasks.shop.outcomes import conversion_reward
 from morejax.tasks.shop.phrase_tables import build_tables
 from morejax.tasks.shop.reasoning import Verdict, judge
 from morejax.tasks.shop.state import take
 from morejax.tasks.shop.tokenizer import EOS, build_tokenizer, encode_batch, vocabulary
+from morejax.tasks.shop.user_model import PATIENT
 from morejax.tasks.streams import SampledBatch, StreamContext, StreamValues, register_stream
 
 CONSTRAINTS = FUNCTIONS
-OBJECTIVES = ("concision", "empathy", "overlap", "fluency", "naturalness")
+OBJECTIVES = ("concision", "empathy", "overlap", "conversion", "fluency", "naturalness")
+SOLD_TO = PATIENT
+"""Population that conversion is reckoned for; an A/B test of it needs the other one too."""
 
 
 def pad_replies(replies: list[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
@@ -66,8 +73,9 @@ def _shared(batch: SampledBatch, context: StreamContext) -> dict[str, Any]:
     if "shop" not in batch.shared:
         gold = take(_shop(context).gold, _rows(batch))
         tokens, mask = pad_replies([tuple(turn.tokens) for turn in batch.turns])
-        verdict = judge(parse(tokens, mask, build_tables()), gold)
-        batch.shared["shop"] = {"tokens": tokens, "mask": mask, "gold": gold, "verdict": verdict}
+        claims = parse(tokens, mask, build_tables())
+        verdict = judge(claims, gold)
+        batch.shared["shop"] = {"tokens": tokens, "mask": mask, "gold": gold, "claims": claims, "verdict": verdict}
     return batch.shared["shop"]
 
 
@@ -110,3 +118,20 @@ def overlap(batch: SampledBatch, context: StreamContext) -> StreamValues:
         overlap_on_host(turn.tokens, (*reference, end)) for turn, reference in zip(batch.turns, references, strict=True)
     ]
     return StreamValues(np.array(scores, np.float32))
+
+
+@register_stream("conversion", kind="objective")
+def conversion(batch: SampledBatch, context: StreamContext) -> StreamValues:
+    """Chance that the average user of `SOLD_TO` buys after this reply, whether it is right or not."""
+    shared, table, rows = _shared(batch, context), _shop(context).table, _rows(batch)
+    return StreamValues(
+        conversion_reward(
+            shared["tokens"],
+            shared["mask"],
+            shared["claims"],
+            shared["gold"],
+            table.asked[rows],
+            table.upset[rows],
+            SOLD_TO,
+        )
+    )

@@ -23,7 +23,7 @@ from morejax.tasks.shop.tokenizer import EOS, decode, encode_batch, vocabulary
 from morejax.tasks.streams import SampledBatch, SampledTurn, StreamContext, compute_streams, get_stream
 from morejax.training.batching import left_pad
 
-STREAMS = ("concision", "empathy", "overlap", *rewards.CONSTRAINTS)
+STREAMS = ("concision", "empathy", "overlap", "conversion", *rewards.CONSTRAINTS)
 LENGTH = 96
 
 
@@ -66,7 +66,7 @@ def device_streams(core):
         shop_judges(),
         None,
     )
-    reward_fn = shop_rewards()
+    reward_fn = shop_rewards(STREAMS[:4])
     return jax.jit(reward_fn, compiler_options=core.fast_compile())(jnp.asarray(tokens), jnp.asarray(mask), context)
 
 
@@ -84,7 +84,7 @@ def test_host_and_device_agree(core):
 
 def test_streams_are_registered_with_their_kind():
     assert {get_stream(name).kind for name in rewards.CONSTRAINTS} == {"constraint"}
-    assert {get_stream(name).kind for name in ("concision", "empathy", "overlap")} == {"objective"}
+    assert {get_stream(name).kind for name in STREAMS[:4]} == {"objective"}
 
 
 def test_concision_falls_with_the_length():

@@ -9,17 +9,17 @@ import numpy as np
 from flax import nnx
 
 from morejax import hosts
-from morejax.experiments.multiwoz.parts import Parts
+from morejax.experiments.shared.parts import RunParts
 from morejax.models import RewardHead
 from morejax.models.split import Params
-from morejax.tasks.multiwoz.examples import Ids
 from morejax.training import reward_heads as heads
 from morejax.training.checkpoint import save_params
 from morejax.training.initialise import structure
 from morejax.training.run import write_json
+from morejax.training.task import Ids
 
 
-def reward_heads(parts: Parts) -> dict[str, Any]:
+def reward_heads(parts: RunParts) -> dict[str, Any]:
     """Naturalness head on the frozen supervised trunk, and the corpus's likelihood range for fluency."""
     config, params = parts.config.reward, parts.load("supervised")
     fit = _judged(parts, params, parts.fit, config.examples, seed=1)
@@ -41,7 +41,7 @@ def reward_heads(parts: Parts) -> dict[str, Any]:
     return {"accuracy": quality["accuracy"], "auc": quality["auc"], "fluency_range": [low, high]}
 
 
-def load_head(parts: Parts) -> tuple[nnx.GraphDef, Params]:
+def load_head(parts: RunParts) -> tuple[nnx.GraphDef, Params]:
     """Graph and parameters of the trained head.
 
     Raises:
@@ -52,12 +52,12 @@ def load_head(parts: Parts) -> tuple[nnx.GraphDef, Params]:
     return graphdef, parts.load("reward_heads", like, _head_shardings(parts, like))
 
 
-def _head_shardings(parts: Parts, head: Params) -> Params:
+def _head_shardings(parts: RunParts, head: Params) -> Params:
     """The rules know the head's parameters as `reward/...`."""
     return parts.placement.of_params({"reward": head})["reward"]
 
 
-def fluency_range(parts: Parts) -> tuple[float, float]:
+def fluency_range(parts: RunParts) -> tuple[float, float]:
     """Log-likelihoods per token, nats, between which nine in ten of people's replies lie.
 
     Raises:
@@ -71,7 +71,7 @@ def fluency_range(parts: Parts) -> tuple[float, float]:
 
 
 def features(
-    parts: Parts, params: Params, prompts: Sequence[Ids], replies: Sequence[Ids]
+    parts: RunParts, params: Params, prompts: Sequence[Ids], replies: Sequence[Ids]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean log-likelihoods f32[n] of replies under the frozen supervised model, and the head's inputs f32[n, 2 D]."""
     context = parts.config.context
@@ -87,7 +87,7 @@ def features(
     )
 
 
-def _judged(parts: Parts, params: Params, splits: str, count: int, seed: int) -> dict[str, np.ndarray]:
+def _judged(parts: RunParts, params: Params, splits: str, count: int, seed: int) -> dict[str, np.ndarray]:
     """Human replies and samples of the model to the same prompts, with their features."""
     prompts = [prompt for dialogue in parts.corpus.dialogues(splits) for prompt in parts.task.prompts(dialogue)]
     chosen = np.random.default_rng([parts.config.seed, seed]).permutation(len(prompts))[:count]

@@ -14,14 +14,13 @@ from flax import nnx
 
 from morejax import hosts
 from morejax.config import StepConfig, StepNumbers
-from morejax.experiments.multiwoz.naturalness import features
-from morejax.experiments.multiwoz.parts import Parts
+from morejax.experiments.shared.naturalness import features
+from morejax.experiments.shared.parts import RunParts
 from morejax.models.split import Params
-from morejax.tasks.multiwoz.examples import Ids
-from morejax.tasks.multiwoz.task import MultiwozTask, TurnPrompts
 from morejax.training.reward_heads import head_logits
 from morejax.training.rollouts import score_replies
 from morejax.training.run import write_json
+from morejax.training.task import Ids, Task, TurnPrompts
 
 logger = logging.getLogger("morejax")
 
@@ -30,7 +29,7 @@ Scores = Mapping[str, Mapping[str, float]]
 
 
 def reference_scores(
-    parts: Parts, task: MultiwozTask, supervised: Params, scaffold: Params, head_graphdef: nnx.GraphDef, head: Params
+    parts: RunParts, task: Task, supervised: Params, scaffold: Params, head_graphdef: nnx.GraphDef, head: Params
 ) -> Scores:
     """J of every stream on the selection split for corpus replies and for the scaffold's greedy ones.
 
@@ -58,8 +57,8 @@ def reference_scores(
 
 
 def _means(
-    parts: Parts,
-    task: MultiwozTask,
+    parts: RunParts,
+    task: Task,
     supervised: Params,
     logits: Callable[[np.ndarray], np.ndarray],
     prompts: Sequence[TurnPrompts],

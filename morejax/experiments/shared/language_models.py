@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from morejax.experiments.multiwoz.parts import Parts
+from morejax.experiments.shared.parts import RunParts
 from morejax.models.split import Params
-from morejax.tasks.multiwoz.examples import Example
 from morejax.training import language_model
 from morejax.training.batching import Sequences
 from morejax.training.checkpoint import save_params
 from morejax.training.language_model import LanguageModelConfig
+from morejax.training.task import Example
 
 
-def supervised(parts: Parts) -> dict[str, Any]:
+def supervised(parts: RunParts) -> dict[str, Any]:
     """Language modelling of replies (and states, end to end) in the direct form that the policy uses."""
     return _fit(parts, "supervised", parts.fresh(), parts.config.supervised, reasoned=False)
 
 
-def scaffold(parts: Parts) -> dict[str, Any]:
+def scaffold(parts: RunParts) -> dict[str, Any]:
     """Language modelling of acts and replies, from the supervised parameters; frozen afterwards."""
     return _fit(parts, "scaffold", parts.load("supervised"), parts.config.scaffold, reasoned=True)
 
 
-def _fit(parts: Parts, stage: str, params: Params, config: LanguageModelConfig, *, reasoned: bool) -> dict[str, Any]:
+def _fit(parts: RunParts, stage: str, params: Params, config: LanguageModelConfig, *, reasoned: bool) -> dict[str, Any]:
     train, dev = (_sequences(parts.task.examples(part, reasoned=reasoned)) for part in (parts.fit, parts.select))
     params, numbers = language_model.fit(
         stage,

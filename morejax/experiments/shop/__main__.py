@@ -1,0 +1,129 @@
+"""`python -m morejax.experiments.shop`: train a service agent and A/B-test it; no arguments run the demo."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+import tyro
+
+from morejax.experiments.shop.config import PRESETS, ShopConfig, preset, resolve
+
+# Lines of a description that begin with a letter are joined by tyro to the one before; indented ones stay.
+_EXAMPLES = """
+Examples:
+  # the demo: generate, train, score, A/B test
+  python -m morejax.experiments.shop
+  # the real one, in hours on 2 cores
+  python -m morejax.experiments.shop --preset cpu --out runs/shop/more
+  # a baseline from the same supervised model, scaffold and reward head
+  python -m morejax.experiments.shop.branch runs/shop/more runs/shop/mixed
+  python -m morejax.experiments.shop --preset cpu --out runs/shop/mixed --method mixed --resume
+  # finished runs against each other
+  python -m morejax.experiments.shop ab --arms control=runs/shop/more:supervised runs/shop/mixed runs/shop/more
+
+The first command with one of these
+  --resume                                continues after a stop
+  --seed 1                                another initialisation; the dialogues stay (--corpus.seed)
+  --stages generate supervised            only some stages
+  --numbers.thresholds eligibility 0.95   a threshold of one's own, the others stay relative to the scaffold
+  --step.objectives overlap concision     other objectives
+"""
+
+
+def parse(arguments: list[str]) -> ShopConfig:
+    """Configuration from the command line; --preset is read first, it gives the other flags' defaults.
+
+    Raises:
+        SystemExit: bad flags (status 2), or --help.
+    """
+    name = "demo"
+    for index, argument in enumerate(arguments):
+        if argument == "--preset" and index + 1 < len(arguments):
+            name = arguments[index + 1]
+        elif argument.startswith("--preset="):
+            name = argument.partition("=")[2]
+    if name not in PRESETS:
+        print(f"error: --preset must be one of {', '.join(PRESETS)}, not {name!r}", file=sys.stderr)
+        raise SystemExit(2)
+    config = tyro.cli(
+        ShopConfig,
+        args=arguments,
+        default=preset(name),
+        prog="python -m morejax.experiments.shop",
+        description=f"{ShopConfig.__doc__}\n{_EXAMPLES}",
+        config=(tyro.conf.CascadeSubcommandArgs,),
+    )
+    return resolve(config)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the experiment, or its subcommand `ab`; returns the exit status.
+
+    0 done, 2 a mistake in flags or folders, 3 a number that is not finite, 128 + signal when stopped.
+    """
+    # Before transformers is imported: no hub is asked for anything here.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["ab"]:
+        from morejax.experiments.shop.ab import main as ab
+
+        return ab(arguments[1:])
+    try:
+        config = parse(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    from morejax.training.interrupt import Interrupted
+
+    began = time.monotonic()
+    try:
+        report = _run(config)
+    except Interrupted as stopped:
+        print(f"{stopped}; continue with --resume", file=sys.stderr)
+        return 128 + stopped.number
+    except KeyboardInterrupt:
+        print("stopped at once; --resume continues from the last checkpoint", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("MOREJAX_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 3 if isinstance(error, FloatingPointError) else 2
+    print(f"done in {(time.monotonic() - began) / 60:.1f} minutes: {report}", file=sys.stderr)
+    return 0
+
+
+def _run(config: ShopConfig) -> Path:
+    from morejax.experiments.shop.parts import ShopParts
+    from morejax.experiments.shop.pipeline import run_stages
+    from morejax.training.interrupt import StopRequest
+
+    with StopRequest() as stop:
+        parts = ShopParts(config, stop)
+        _banner(parts)
+        return run_stages(parts)
+
+
+def _banner(parts) -> None:
+    """Say what runs on what."""
+    import jax
+
+    config = parts.config
+    sizes = ", ".join(f"{name} {count}" for name, count in parts.corpus.sizes.items())
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(parts.language_model[1]))
+    print(
+        f"morejax shop: preset {config.preset}, method {config.method}, seed {config.seed}\n"
+        f"dialogues {sizes}\n"
+        f"policy {parameters / 1e6:.2f}M parameters on {parts.placement.devices} x {jax.devices()[0].device_kind}\n"
+        f"out {parts.dir}",
+        file=sys.stderr,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

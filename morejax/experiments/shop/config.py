@@ -1,0 +1,268 @@
+"""Configuration and presets of the shop experiment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from morejax.config import StepConfig, StepNumbers
+from morejax.models.actor_critic import CriticConfig
+from morejax.models.decoder_config import DecoderConfig
+from morejax.optimizers import Name, optimizer
+from morejax.sharding import parse_mesh
+from morejax.tasks.shop.context import ContextConfig
+from morejax.tasks.shop.ontology import FUNCTIONS
+from morejax.training.language_model import LanguageModelConfig
+from morejax.training.ppo_config import PPOConfig
+from morejax.training.reward_heads import RewardHeadConfig
+
+STAGES = ("generate", "supervised", "scaffold", "reward_heads", "ppo", "evaluate", "ab")
+# Entries that the first stages do not read, and the first stage that does.
+FIRST_READ = {
+    "scaffold": "scaffold",
+    "reward": "reward_heads",
+    "ppo": "ppo",
+    "on_device": "ppo",
+    "optimizer": "ppo",
+    "weight_decay": "ppo",
+    "step": "ppo",
+    "numbers": "ppo",
+    "critic": "ppo",
+    "method": "ppo",
+    "mixed_weight": "ppo",
+    "threshold_margin": "ppo",
+    "ab": "ab",
+}
+METHODS = ("more", "mixed", "fixed", "unconstrained", "gdpo", "supervised")
+PRESETS = ("demo", "cpu")
+OBJECTIVES = ("overlap", "fluency", "naturalness", "concision", "empathy")
+CONSTRAINTS = FUNCTIONS
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Dialogues to generate; a pure function of these numbers."""
+
+    seed: int = 0
+    """Of the dialogues; runs with several --seed share them."""
+    train: int = 1200
+    """Dialogues to learn from, about three turns each."""
+    dev: int = 100
+    """Dialogues that thresholds are measured on."""
+    test: int = 120
+    """Dialogues to score."""
+    held_out: int = 120
+    """Dialogues to score under policy versions and with products that no other split has."""
+
+    def __post_init__(self) -> None:
+        for name in SPLIT_NAMES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"--corpus.{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+
+
+SPLIT_NAMES = ("train", "dev", "test", "held_out")
+
+
+@dataclass(frozen=True)
+class ABConfig:
+    """The simulated A/B test."""
+
+    dialogues: int = 2000
+    """Dialogues of every arm, under each setting of the simulator."""
+    days: int = 14
+    """Simulated days."""
+    seed: int = 0
+    """Of customers and chance, which all arms share."""
+    settings: tuple[str, ...] = ("patient", "wary")
+    """Populations of simulated users."""
+    split: str = "test"
+    """Where customers, products and policies come from; held_out for versions that nothing was trained on."""
+    scaffold: bool = False
+    """An arm for the scaffold too, which writes its reasoning first."""
+
+    def __post_init__(self) -> None:
+        if self.days < 2 or self.dialogues < self.days:
+            raise ValueError(
+                f"--ab.dialogues {self.dialogues} must be at least --ab.days {self.days}, and that at least 2"
+            )
+        if self.split not in SPLIT_NAMES:
+            raise ValueError(f"--ab.split must be one of {', '.join(SPLIT_NAMES)}, not {self.split!r}")
+
+
+@dataclass(frozen=True)
+class ShopConfig:
+    """Train a service agent for a simulated shop, and put it to an A/B test against simulated users."""
+
+    preset: Literal["demo", "cpu"] = "demo"
+    """Where the other fields' defaults come from: demo (minutes on 2 cores) or cpu (2 cores, hours)."""
+    out: Path | None = None
+    """Folder of the run; default runs/shop/<preset>-<method>-<seed>."""
+    resume: bool = False
+    """Continue the run in --out from its last checkpoint."""
+    method: Literal["more", "mixed", "fixed", "unconstrained", "gdpo", "supervised"] = "more"
+    """more: constraints and adaptive weights; mixed: all streams in one weighted sum; fixed: constraints, fixed
+    objective weights; unconstrained: adaptive weights, no constraints; gdpo: a weighted sum of streams normalised in
+    groups of replies, no critic; supervised: no PPO."""
+    stages: tuple[str, ...] = STAGES
+    """Stages to run, in order; finished ones of a resumed run are skipped."""
+    seed: int = 0
+    """Seed of initialisation, orders and sampling."""
+    devices: int | None = None
+    """Devices to use, data-parallel; 0 takes all there are. The short form of --mesh data=N."""
+    mesh: str = ""
+    """Devices as axes, e.g. data=4,fsdp=2; one size may be -1, the rest of them."""
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    """Dialogues to generate."""
+    model: DecoderConfig = field(default_factory=DecoderConfig)
+    """The decoder; its vocabulary is set by the task."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """The critic."""
+    context: ContextConfig = field(default_factory=ContextConfig)
+    """What the model sees of a dialogue."""
+    supervised: LanguageModelConfig = field(default_factory=LanguageModelConfig)
+    """Supervised stage."""
+    scaffold: LanguageModelConfig = field(default_factory=LanguageModelConfig)
+    """Scaffold stage, which learns to write the reasoning before the reply; starts from the supervised parameters."""
+    reward: RewardHeadConfig = field(default_factory=RewardHeadConfig)
+    """Naturalness head."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """The loop around the step. --ppo.turns S rows answer S / --ppo.samples turns of the corpus."""
+    on_device: Literal["auto", "no"] = "auto"
+    """auto: an iteration is one program on the device, where all streams can be computed there and turns stand on their
+    own; no: rewards are computed on the host."""
+    optimizer: Name = "adam"
+    """Of PPO."""
+    weight_decay: float = 0.0
+    """Of PPO, decoupled (AdamW)."""
+    step: StepConfig = field(default_factory=StepConfig)
+    """The structure of the step; --method sets its multipliers, weights, baseline and clip."""
+    numbers: StepNumbers = field(default_factory=StepNumbers)
+    """The step's numbers. A constraint without a threshold gets the scaffold's score minus --threshold-margin."""
+    threshold_margin: float = 0.01
+    """How far below the scaffold's own score a threshold lies that is not given."""
+    mixed_weight: float = 0.25
+    """Weight of every constraint stream under --method mixed and gdpo, the objectives together having 1."""
+    ab: ABConfig = field(default_factory=ABConfig)
+    """The simulated A/B test at the end."""
+    samples: int = 20
+    """Dialogues shown in the report."""
+
+    def __post_init__(self) -> None:
+        unknown = [stage for stage in self.stages if stage not in STAGES]
+        if unknown:
+            raise ValueError(f"--stages: {', '.join(unknown)} is not one of {', '.join(STAGES)}")
+        optimizer(self.optimizer, self.weight_decay)  # refuses what it does not know
+        if self.devices is not None and self.devices < 0:
+            raise ValueError(f"--devices must be 0 (all) or more, not {self.devices}")
+        if self.mesh:
+            if self.devices is not None:
+                raise ValueError(f"--devices {self.devices} is short for --mesh data={self.devices}: give one of them")
+            parse_mesh(self.mesh)
+        _check_length(self.model, self.context)
+        _check_rollout(self)
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run."""
+        return self.out or Path("runs/shop") / f"{self.preset}-{self.method}-{self.seed}"
+
+
+def _check_length(model: DecoderConfig, context: ContextConfig) -> None:
+    # The reasoning stands between two markers of its own.
+    needed = context.max_context + context.max_reasoning + 2 + context.max_reply
+    if needed > model.max_length:
+        raise ValueError(
+            f"--model.max-length {model.max_length} does not hold --context.max-context {context.max_context}, "
+            f"--context.max-reasoning {context.max_reasoning} with two markers and --context.max-reply "
+            f"{context.max_reply}: expected at least {needed}"
+        )
+
+
+def _check_rollout(config: ShopConfig) -> None:
+    step, ppo = config.step, config.ppo
+    if step.baseline != "critic" and ppo.samples < 2:
+        raise ValueError(
+            f"--step.baseline {step.baseline} compares the samples of one turn: --ppo.samples must be at least 2, "
+            f"not {ppo.samples}"
+        )
+    if (step.baseline == "critic") == (config.critic.kind == "none"):
+        wanted = "a critic" if step.baseline == "critic" else "--critic.kind none"
+        raise ValueError(f"--step.baseline {step.baseline} needs {wanted}, not --critic.kind {config.critic.kind}")
+    for flag, count in (("--step.minibatches", step.minibatches), ("--ppo.samples", ppo.samples)):
+        if ppo.turns % count:
+            raise ValueError(f"--ppo.turns {ppo.turns} must be a multiple of {flag} {count}")
+
+
+def resolve(config: ShopConfig) -> ShopConfig:
+    """Put what --method decides where it is read."""
+    step, numbers, critic, ppo = config.step, config.numbers, config.critic, config.ppo
+    if config.method == "mixed":
+        step = replace(step, clip="mixed", weights="fixed", multipliers="fixed", mix_norm="sum_to_one")
+        numbers = replace(numbers, multiplier_init=config.mixed_weight)
+    elif config.method == "gdpo":
+        step = replace(step, baseline="group_mean", adv_norm="group", multipliers="fixed", weights="fixed")
+        numbers = replace(numbers, multiplier_init=config.mixed_weight)
+        critic, ppo = replace(critic, kind="none"), replace(ppo, samples=max(4, ppo.samples))
+    elif config.method == "fixed":
+        step = replace(step, weights="fixed")
+    elif config.method == "unconstrained":
+        step = replace(step, multipliers="fixed")
+        numbers = replace(numbers, multiplier_init=0.0)
+    stages = tuple(s for s in config.stages if s != "ppo") if config.method == "supervised" else config.stages
+    return replace(config, step=step, numbers=numbers, critic=critic, ppo=ppo, stages=stages)
+
+
+def preset(name: str) -> ShopConfig:
+    """Defaults for a machine.
+
+    demo: the whole pipeline and a small A/B test within 12 minutes on 2 cores.
+    cpu: the real one within 2.5 hours on 2 cores.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, not {name!r}")
+    return {"demo": _demo, "cpu": _cpu}[name]()
+
+
+def _streams(**more) -> StepConfig:
+    return StepConfig(objectives=OBJECTIVES, constraints=CONSTRAINTS, **more)
+
+
+def _demo() -> ShopConfig:
+    lm = LanguageModelConfig(epochs=3.0, tokens_per_batch=4096, learning_rate=3e-3, checkpoint_every=500)
+    return ShopConfig(
+        preset="demo",
+        corpus=CorpusConfig(train=1200, dev=80, test=80, held_out=80),
+        model=DecoderConfig(vocab_size=1088, max_length=480, layers=2, width=128, heads=4, positions="rope"),
+        critic=CriticConfig(kind="shared", hidden=64),
+        context=ContextConfig(history=1, max_context=288, max_reasoning=112, max_reply=72),
+        supervised=lm,
+        scaffold=replace(lm, epochs=1.5, learning_rate=2e-3),
+        reward=RewardHeadConfig(examples=500, held_out=200, steps=300),
+        ppo=PPOConfig(iterations=30, turns=96, eval_every=10, eval_dialogues=40, checkpoint_every=10, keep="last"),
+        step=_streams(epochs=2, minibatches=4),
+        numbers=StepNumbers(learning_rate=5e-4, warmup_steps=2, multiplier_ema=0.8),
+        ab=ABConfig(dialogues=280),
+        samples=8,
+    )
+
+
+def _cpu() -> ShopConfig:
+    lm = LanguageModelConfig(epochs=3.0, tokens_per_batch=4096, learning_rate=2e-3)
+    return ShopConfig(
+        preset="cpu",
+        corpus=CorpusConfig(train=6000, dev=250, test=400, held_out=400),
+        model=DecoderConfig(vocab_size=1088, max_length=640, layers=4, width=192, heads=6, positions="rope"),
+        critic=CriticConfig(kind="shared", hidden=128),
+        context=ContextConfig(history=3, max_context=384, max_reasoning=128, max_reply=96),
+        supervised=lm,
+        scaffold=replace(lm, epochs=1.5, learning_rate=1e-3),
+        reward=RewardHeadConfig(examples=3000, held_out=700),
+        ppo=PPOConfig(iterations=60, turns=192, eval_every=10, eval_dialogues=100, checkpoint_every=5, keep="last"),
+        step=_streams(epochs=2, minibatches=6),
+        numbers=StepNumbers(learning_rate=3e-4, warmup_steps=3),
+        ab=ABConfig(dialogues=2000),
+    )

@@ -1,0 +1,67 @@
+"""What the training stages ask of a task: prompts of turns, sequences to learn from, rewards of replies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from morejax.tasks.streams import SampledBatch, StackedStreams, StreamContext
+
+Ids = tuple[int, ...]
+
+
+class TurnPrompts(Protocol):
+    """The prompts of one agent turn: `direct` for the policy, `reasoned` for the scaffold, and the corpus's reply."""
+
+    @property
+    def dialogue(self) -> Any: ...
+    @property
+    def turn(self) -> int: ...
+    @property
+    def direct(self) -> Ids: ...
+    @property
+    def reasoned(self) -> Ids: ...
+    @property
+    def reference(self) -> Ids: ...
+
+
+class Example(Protocol):
+    """A sequence to learn from; `target_mask` marks what the model writes."""
+
+    @property
+    def sequence(self) -> Ids: ...
+    @property
+    def target_mask(self) -> tuple[bool, ...]: ...
+
+
+class Task(Protocol):
+    """Tokens and streams of a task."""
+
+    streams: tuple[str, ...]
+    context: StreamContext
+
+    @property
+    def eos_id(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+
+    def prompts(self, dialogue: Any) -> Sequence[TurnPrompts]:
+        """Prompts of all turns of a dialogue."""
+        ...
+
+    def sampled(
+        self,
+        prompts: Sequence[Any],
+        replies: Sequence[Ids],
+        lm_logp: np.ndarray | None = None,
+        natural: np.ndarray | None = None,
+    ) -> SampledBatch:
+        """Replies to whole dialogues as streams see them."""
+        ...
+
+    def rewards(self, batch: SampledBatch, max_reply: int) -> StackedStreams:
+        """All streams as arrays."""
+        ...
