@@ -136,7 +136,7 @@ def test_numbers_stand_in_the_order_of_the_streams(core, config):
 
 
 def test_an_entropy_coefficient_without_the_bonus_is_refused(core, config):
-    with pytest.raises(ValueError, match="--numbers.entropy-coef 0.02 has no effect without --step.entropy-bonus"):
+    with pytest.raises(ValueError, match=r"--numbers\.entropy-coef 0\.02 has no effect without --step\.entropy-bonus"):
         hyper(config, core.numbers(entropy_coef=0.02))
 
 

@@ -47,7 +47,7 @@ def test_value_and_gradients_are_those_of_the_definition(heads, key_heads, queri
 
 
 def test_bfloat16_stays_within_its_rounding():
-    """8 bits of mantissa: a softmax weight, a product and a sum of 7, each rounded to 2^-8 of numbers of size 1 to 3."""
+    """8 bits: a softmax weight, a product and a sum of 7, each rounded to 2^-8 of numbers of size 1 to 3."""
     rough, exact = inputs(4, 2, dtype=jnp.bfloat16), inputs(4, 2)
     cotangent = jnp.ones_like(exact[0])
     for found, expected in zip(
