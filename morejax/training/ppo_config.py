@@ -18,7 +18,9 @@ class PPOConfig:
     """Replies sampled to every turn: whole dialogues are sampled as often. Those to one turn are a group, which
     `--step.baseline` group_mean and leave_one_out need."""
     temperature: float = 1.0
-    """Of sampling; the policy trains on the tempered distribution it samples from only at 1."""
+    """What PPO starts from: policy and reference are the supervised model and the scaffold at this temperature (the
+    final norm divided by it, once), and the policy samples from what it then is. Below 1 the replies that are judged
+    are near the greedy ones that are used."""
     ref_context: Literal["reasoned", "direct"] = "reasoned"
     """The reference is the scaffold reading its acts, or the supervised model reading what the policy reads."""
     split: str = ""
@@ -35,10 +37,7 @@ class PPOConfig:
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"--ppo.samples must be at least 1, not {self.samples}")
-        if self.temperature != 1.0:
-            raise ValueError(
-                f"--ppo.temperature must be 1, not {self.temperature}: the step takes the sampler's log-probabilities "
-                "for the policy's own"
-            )
+        if not self.temperature > 0:
+            raise ValueError(f"--ppo.temperature must be above 0, not {self.temperature}")
         if self.ref_context not in ("reasoned", "direct"):
             raise ValueError(f"--ppo.ref-context must be reasoned or direct, not {self.ref_context!r}")

@@ -235,7 +235,7 @@ class Sampler:
         frozen: what rollouts are judged by.
         step: structure of the step that will read the rollouts.
         shapes: static sizes.
-        ppo: temperature, and which context the reference reads.
+        ppo: which context the reference reads.
         placement: where parameters and rows lie.
     """
 
@@ -257,7 +257,6 @@ class Sampler:
         self.placement = placement
         settings = SamplerConfig(
             max_new_tokens=shapes.reply,
-            temperature=ppo.temperature,
             eos_id=task.eos_id,
             pad_id=task.pad_id,
             values="value" in state.params and "trunk" not in state.params["value"],

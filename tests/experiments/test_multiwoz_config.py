@@ -128,7 +128,7 @@ def test_stages_are_in_the_order_they_need():
         (["--split", "test", "--eval-splits", "dev"], "--split test and --eval-splits dev both name the splits to"),
         (["--devices", "-1"], "--devices must be 0 (all) or more, not -1"),
         (["--ppo.turns", "33"], "--ppo.turns 33 must be a multiple of --step.minibatches"),
-        (["--ppo.temperature", "0.5"], "--ppo.temperature must be 1, not 0.5"),
+        (["--ppo.temperature", "-0.5"], "--ppo.temperature must be above 0, not -0.5"),
         (["--context.max-context", "999"], "does not hold --context.max-context 999"),
         (["--model.width", "97"], "--model.width 97 must be a multiple of --model.heads"),
         (["--step.kl", "exact"], "exact"),

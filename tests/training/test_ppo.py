@@ -24,8 +24,9 @@ from morejax.training import ppo
 from morejax.training.checkpoint import Checkpoints, load_params
 from morejax.training.interrupt import Interrupted
 from morejax.training.language_model import NonFinite
-from morejax.training.ppo import LateLog, check_finite
+from morejax.training.late_log import LateLog, check_finite
 from morejax.training.ppo_config import PPOConfig
+from morejax.training.ppo_loop import Watch
 from morejax.training.rollouts import Frozen, Sampler, Shapes, build_rollout, plan, positions, static_shapes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -122,10 +123,8 @@ def fit(models, folder, *, task=None, loop=LOOP, stop=None, evaluate=first_weigh
         STEP,
         loop,
         SHAPES,
-        run_dir=folder,
+        Watch(folder, Stop() if stop is None else stop, evaluate),
         seed=0,
-        stop=Stop() if stop is None else stop,
-        evaluate=evaluate,
     )
 
 
@@ -397,7 +396,7 @@ def test_sums_that_only_inherit_a_nan_do_not_hide_its_stream():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"temperature": 0.7}, r"--ppo.temperature must be 1, not 0.7"),
+        ({"temperature": 0.0}, r"--ppo.temperature must be above 0, not 0.0"),
         ({"ref_context": "none"}, r"--ppo.ref-context must be reasoned or direct, not 'none'"),
     ],
 )

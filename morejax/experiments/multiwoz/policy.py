@@ -9,8 +9,10 @@ from morejax.experiments.multiwoz.parts import Parts
 from morejax.experiments.shared import naturalness, thresholds
 from morejax.experiments.shared.policy_state import constraint_table, initial_state
 from morejax.models.split import Params
+from morejax.models.temperature import at_temperature
 from morejax.tasks.multiwoz.task import MultiwozTask, TurnPrompts
 from morejax.training import ppo as loop
+from morejax.training.ppo_loop import Watch
 from morejax.training.rollouts import Frozen, static_shapes
 
 
@@ -24,22 +26,20 @@ def ppo(parts: Parts) -> dict[str, Any]:
     numbers = thresholds.fill_numbers(config.step, config.numbers, measured, config.threshold_margin)
     parts.run.describe(thresholds=dict(numbers.thresholds), targets=dict(numbers.targets))
     prompts = _prompts(parts, task, supervised)
-    reference = scaffold if config.ppo.ref_context == "reasoned" else supervised
+    start = at_temperature(supervised, config.ppo.temperature)
+    reference = at_temperature(scaffold, config.ppo.temperature) if config.ppo.ref_context == "reasoned" else start
     # Evaluations between iterations are not left in the middle: the loop saves first.
     with parts.decoding.uninterrupted():
         progress = loop.fit(
             task,
-            initial_state(parts, supervised, numbers),
+            initial_state(parts, start, numbers),
             Frozen(parts.language_model[0], reference, supervised, head_graphdef, head),
             prompts,
             config.step,
             config.ppo,
             static_shapes(prompts, config.ppo.turns, config.context.max_reply),
-            run_dir=parts.dir,
+            Watch(parts.dir, parts.stop, lambda params: _quick_scores(parts, params), parts.placement),
             seed=config.seed,
-            stop=parts.stop,
-            evaluate=lambda params: _quick_scores(parts, params),
-            placement=parts.placement,
         )
     return {"best": progress["best"], "constraints": constraint_table(config.step, progress)}
 

@@ -8,17 +8,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from morejax import iterate
-from morejax.config import StepNumbers
 from morejax.experiments.shared import naturalness, thresholds
 from morejax.experiments.shared.policy_state import constraint_table, initial_state
 from morejax.experiments.shop.evaluation import quick_scores
 from morejax.experiments.shop.parts import ShopParts
 from morejax.experiments.shop.prompt_table import PromptTable
 from morejax.experiments.shop.task import ShopTask
+from morejax.models.temperature import at_temperature
 from morejax.rollout import SamplerConfig
+from morejax.state import TrainState
 from morejax.tasks.shop import on_device
 from morejax.training import ppo as on_host
 from morejax.training import ppo_on_device
+from morejax.training.ppo_loop import Watch
 from morejax.training.rollouts import Frozen, static_shapes
 
 
@@ -32,11 +34,12 @@ def ppo(parts: ShopParts) -> dict[str, Any]:
     numbers = thresholds.fill_numbers(config.step, config.numbers, measured, config.threshold_margin)
     device = runs_on_device(parts)
     parts.run.describe(thresholds=dict(numbers.thresholds), targets=dict(numbers.targets), rewards_on_device=device)
-    reference = scaffold if config.ppo.ref_context == "reasoned" else supervised
+    start = at_temperature(supervised, config.ppo.temperature)
+    reference = at_temperature(scaffold, config.ppo.temperature) if config.ppo.ref_context == "reasoned" else start
     frozen = Frozen(parts.language_model[0], reference, supervised, head_graphdef, head)
     # Evaluations between iterations are not left in the middle: the loop saves first.
     with parts.decoding.uninterrupted():
-        progress = (_on_device if device else _on_host)(parts, task, frozen, numbers)
+        progress = (_on_device if device else _on_host)(parts, task, frozen, initial_state(parts, start, numbers))
     return {"best": progress["best"], "constraints": constraint_table(config.step, progress), "on_device": device}
 
 
@@ -48,7 +51,7 @@ def runs_on_device(parts: ShopParts) -> bool:
     return config.on_device == "auto" and known.issuperset(parts.reward_streams) and not later_turns
 
 
-def _on_device(parts: ShopParts, task: ShopTask, frozen: Frozen, numbers: StepNumbers) -> dict[str, Any]:
+def _on_device(parts: ShopParts, task: ShopTask, frozen: Frozen, state: TrainState) -> dict[str, Any]:
     """One program an iteration."""
     config = parts.config
     prompts = [prompt for dialogue in parts.corpus.dialogues(parts.fit) for prompt in task.prompts(dialogue)]
@@ -68,17 +71,14 @@ def _on_device(parts: ShopParts, task: ShopTask, frozen: Frozen, numbers: StepNu
         head=frozen.head,
     )
     return ppo_on_device.fit(
-        initial_state(parts, frozen.language_model, numbers),
+        state,
         iterate.Frozen(frozen.reference, frozen.graphdef, judges),
         table,
         _reward(parts, frozen.graphdef, frozen.head_graphdef),
         config.step,
         SamplerConfig(config.context.max_reply, eos_id=task.eos_id, pad_id=task.pad_id),
         config.ppo,
-        run_dir=parts.dir,
-        stop=parts.stop,
-        evaluate=lambda params: quick_scores(parts, parts.actor(params)),
-        placement=parts.placement,
+        _watch(parts),
     )
 
 
@@ -87,21 +87,22 @@ def _reward(parts: ShopParts, graphdef: nnx.GraphDef, head_graphdef: nnx.GraphDe
     return on_device.shop_rewards(step.objectives, step.constraints, graphdef, head_graphdef)
 
 
-def _on_host(parts: ShopParts, task: ShopTask, frozen: Frozen, numbers: StepNumbers) -> dict[str, Any]:
+def _on_host(parts: ShopParts, task: ShopTask, frozen: Frozen, state: TrainState) -> dict[str, Any]:
     """Whole dialogues, rewards on the host."""
     config = parts.config
     prompts = [task.prompts(dialogue) for dialogue in parts.corpus.dialogues(parts.fit)]
     return on_host.fit(
         task,
-        initial_state(parts, frozen.language_model, numbers),
+        state,
         frozen,
         prompts,
         config.step,
         config.ppo,
         static_shapes(prompts, config.ppo.turns, config.context.max_reply),
-        run_dir=parts.dir,
+        _watch(parts),
         seed=config.seed,
-        stop=parts.stop,
-        evaluate=lambda params: quick_scores(parts, parts.actor(params)),
-        placement=parts.placement,
     )
+
+
+def _watch(parts: ShopParts) -> Watch:
+    return Watch(parts.dir, parts.stop, lambda params: quick_scores(parts, parts.actor(params)), parts.placement)

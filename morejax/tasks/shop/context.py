@@ -1,18 +1,20 @@
 """From dialogues to token ids: policy and customer as text, recent utterances, the reasoning, the reply.
 
-One sequence per agent turn::
+One prompt per agent turn, and what is written after it::
 
-    <policy> rules and terms in force  <profile> the customer  <user> u  <agent> r  <user> u_t
+    <policy> rules and terms in force  <profile> the customer  <user> u  <response> r <eos>  <user> u_t
     [<reasoning> trace]  <response> reply <eos>
 
 The reasoning is there for the scaffold only. Policy and customer are never cut; of the dialogue the oldest goes first.
+Earlier replies stand there as they were written, so that a whole dialogue is one sequence to learn from: policy and
+customer, most of a prompt, are then read once for all of its turns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from morejax.tasks.shop import ontology, policy, tokenizer
 from morejax.tasks.shop.dialogues import ShopDialogue, ShopSplit
@@ -67,14 +69,21 @@ class TurnPrompts:
 
 @dataclass(frozen=True)
 class Example:
-    """One agent turn to learn from; `target_mask` marks what the model writes: the reply, with reasoning that too."""
+    """Agent turns to learn from, the first of them `turn`; `target_mask` marks what the model writes: the replies, with
+    reasoning that too."""
 
     dialogue_id: str
     turn: int
-    prompt: Ids
-    reply: Ids
     sequence: Ids
     target_mask: tuple[bool, ...]
+
+
+class _Turn(NamedTuple):
+    """A turn as tokens: facts with their markers, what the user and the agent say without."""
+
+    facts: Ids
+    user: Ids
+    reply: Ids
 
 
 def credit_text(case: Case, request: Request) -> tuple[str, str]:
@@ -153,25 +162,29 @@ class Serialiser:
             PromptTooLong: see there.
         """
         chosen = split.dialogues if dialogues is None else dialogues
-        turns = [(dialogue, turn) for dialogue in chosen for turn in dialogue.turns]
-        rows = [turn.row for _, turn in turns]
-        facts = self._facts(split, rows)
-        users = self.encode([turn.user for _, turn in turns])
-        replies = self.encode([turn.response for _, turn in turns])
         questions = split.questions()
-        traces = self.encode([reasoning_trace(questions[row]) for row in rows])
+        traces = iter(self.encode([reasoning_trace(questions[turn.row]) for d in chosen for turn in d.turns]))
         made: list[list[TurnPrompts]] = []
-        for at, (dialogue, turn) in enumerate(turns):
-            began = at - turn.index
-            said = [ids for i in range(began, at) for ids in self._exchange(users[i], replies[i])]
-            direct = self.prompt(facts[at], [*said, (self._id[tokenizer.USER], *users[at])])
-            if turn.index == 0:
-                made.append([])
-            reply = self.reply_ids(replies[at])
-            made[-1].append(
-                TurnPrompts(dialogue, turn.index, turn.row, direct, self.reasoned(direct, traces[at]), reply)
-            )
+        for dialogue, turns in zip(chosen, self._encoded(split, chosen), strict=True):
+            made.append([])
+            for turn, encoded in zip(dialogue.turns, turns, strict=True):
+                direct = self._prompt_of(turns, turn.index)
+                reasoned = self.reasoned(direct, next(traces))
+                reply = self.reply_ids(encoded.reply)
+                made[-1].append(TurnPrompts(dialogue, turn.index, turn.row, direct, reasoned, reply))
         return made
+
+    def _encoded(self, split: ShopSplit, dialogues: Sequence[ShopDialogue]) -> list[list[_Turn]]:
+        """The turns of each dialogue as tokens."""
+        turns = [turn for dialogue in dialogues for turn in dialogue.turns]
+        facts = self._facts(split, [turn.row for turn in turns])
+        users, replies = (self.encode(texts) for texts in zip(*((t.user, t.response) for t in turns), strict=True))
+        each = map(_Turn, facts, users, replies)
+        return [[next(each) for _ in dialogue.turns] for dialogue in dialogues]
+
+    def _prompt_of(self, turns: Sequence[_Turn], index: int) -> Ids:
+        said = [ids for turn in turns[:index] for ids in (self.asked(turn.user), self.answered(turn.reply))]
+        return self.prompt(turns[index].facts, [*said, self.asked(turns[index].user)])
 
     def _facts(self, split: ShopSplit, rows: Sequence[int]) -> list[Ids]:
         """`<policy> ... <profile> ...` of each row; a policy is encoded once."""
@@ -187,8 +200,14 @@ class Serialiser:
         head, middle = self._id[tokenizer.POLICY], self._id[tokenizer.PROFILE]
         return [(head, *policies[text], middle, *ids) for (text, _), ids in zip(parts, customers, strict=True)]
 
-    def _exchange(self, user: Ids, reply: Ids) -> tuple[Ids, Ids]:
-        return (self._id[tokenizer.USER], *user), (self._id[tokenizer.AGENT], *reply)
+    def asked(self, ids: Ids) -> Ids:
+        """What a user said, as it stands in prompts."""
+        return (self._id[tokenizer.USER], *ids)
+
+    def answered(self, ids: Ids) -> Ids:
+        """An earlier reply as it stands in prompts; with or without its `<eos>`."""
+        end = self._id[tokenizer.EOS]
+        return (self._id[tokenizer.RESPONSE], *self.reply_ids(ids[:-1] if ids[-1:] == (end,) else ids))
 
     def prompt(self, facts: Ids, utterances: Sequence[Ids]) -> Ids:
         """A prompt without reasoning, ending with `<response>`.
@@ -222,20 +241,39 @@ class Serialiser:
         return (*ids, self._id[tokenizer.EOS])[: self.config.max_reply]
 
     def examples(self, split: ShopSplit, *, reasoned: bool = False) -> list[Example]:
-        """One example per agent turn.
+        """What to learn from: every agent turn once.
 
         Args:
             split: dialogues.
-            reasoned: with the gold reasoning, which the model then learns to write as well.
+            reasoned: one sequence per turn, with the gold reasoning, which the model then learns to write as well.
+                Otherwise one per dialogue, or more where its facts change or its length asks for it.
         """
-        made = []
-        for prompts in self.prompts(split):
-            for turn in prompts:
-                sequence = (turn.reasoned if reasoned else turn.direct) + turn.reference
-                # Both prompts are alike up to here: where `<response>` or `<reasoning>` stands the model's part begins.
-                given = len(turn.direct)
-                mask = (False,) * given + (True,) * (len(sequence) - given)
-                made.append(Example(turn.dialogue.id, turn.turn, turn.direct, turn.reference, sequence, mask))
+        if reasoned:
+            return [self._reasoned_example(turn) for turns in self.prompts(split) for turn in turns]
+        dialogues = zip(split.dialogues, self._encoded(split, split.dialogues), strict=True)
+        return [example for dialogue, turns in dialogues for example in self._whole(dialogue.id, turns)]
+
+    def _reasoned_example(self, turn: TurnPrompts) -> Example:
+        # Both prompts are alike up to `<response>` or `<reasoning>`, behind which the model's part begins.
+        sequence, given = turn.reasoned + turn.reference, len(turn.direct)
+        mask = (False,) * given + (True,) * (len(sequence) - given)
+        return Example(turn.dialogue.id, turn.turn, sequence, mask)
+
+    def _whole(self, dialogue_id: str, turns: Sequence[_Turn]) -> list[Example]:
+        """A dialogue as few sequences: one is carried on while the facts stay and there is room."""
+        room = self.config.max_context + self.config.max_reply
+        made: list[Example] = []
+        for index, turn in enumerate(turns):
+            reply = self.reply_ids(turn.reply)
+            more = (*self.asked(turn.user), self._id[tokenizer.RESPONSE])
+            last = made[-1] if made and turns[index - 1].facts == turn.facts else None
+            if last is not None and len(last.sequence) + len(more) + len(reply) <= room:
+                first, before, mask = last.turn, last.sequence + more, last.target_mask + (False,) * len(more)
+                made.pop()
+            else:
+                first, before = index, self._prompt_of(turns, index)
+                mask = (False,) * len(before)
+            made.append(Example(dialogue_id, first, before + reply, mask + (True,) * len(reply)))
         return made
 
     def split_reasoned(self, ids: Ids) -> tuple[Ids, Ids]:

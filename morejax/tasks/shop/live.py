@@ -218,21 +218,19 @@ def _refresh_facts(dialogues: Dialogues, rows: np.ndarray) -> None:
 def _prompts(dialogues: Dialogues, rows: np.ndarray, texts: list[str]) -> tuple[Ids, ...]:
     """Prompts with the recent utterances; the new ones join the history."""
     serialiser = dialogues.serialiser
-    user = serialiser.token(tokenizer.USER)
     prompts = []
     for row, ids in zip(rows.tolist(), serialiser.encode(texts), strict=True):
-        dialogues.history[row].append((user, *ids))
+        dialogues.history[row].append(serialiser.asked(ids))
         prompts.append(serialiser.prompt(dialogues.facts[row], dialogues.history[row]))
     return tuple(prompts)
 
 
 def same_reply(dialogues: Dialogues, rows: np.ndarray, said: list[Ids]) -> np.ndarray:
     """bool[n]: is it the dialogue's reply before, word for word? The replies join the history."""
-    agent = dialogues.serialiser.token(tokenizer.AGENT)
     same = [dialogues.last_reply[row] == reply for row, reply in zip(rows.tolist(), said, strict=True)]
     for row, reply in zip(rows.tolist(), said, strict=True):
         dialogues.last_reply[row] = reply
-        dialogues.history[row].append((agent, *reply))
+        dialogues.history[row].append(dialogues.serialiser.answered(reply))
     return np.array(same)
 
 

@@ -26,15 +26,14 @@ from morejax.tasks.shop import agent_wording, cue_phrases, ontology, statement_p
 from morejax.tasks.shop.everyday_words import EVERYDAY_WORDS
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
-POLICY, PROFILE, USER, AGENT, REASONING, RESPONSE = (
+POLICY, PROFILE, USER, REASONING, RESPONSE = (
     "<policy>",
     "<profile>",
     "<user>",
-    "<agent>",
     "<reasoning>",
     "<response>",
 )
-CONTROL = (PAD, EOS, UNKNOWN, POLICY, PROFILE, USER, AGENT, REASONING, RESPONSE)
+CONTROL = (PAD, EOS, UNKNOWN, POLICY, PROFILE, USER, REASONING, RESPONSE)
 ACTION_TOKENS = tuple(ontology.action_token(name) for name in ontology.ACTIONS)
 POINT = "·"
 BLOCK = 64

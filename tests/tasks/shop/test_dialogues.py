@@ -157,15 +157,48 @@ def test_a_change_of_mind_is_in_the_words_only():
     assert f"wants ${before.amount[turn.row] // 100}.{before.amount[turn.row] % 100:02d}" in text
 
 
-def test_examples_learn_reasoning_and_reply():
+def learnt(example):
+    return tuple(token for token, mask in zip(example.sequence, example.target_mask, strict=True) if mask)
+
+
+def test_a_scaffold_learns_reasoning_and_reply():
     made, serialiser = split("dev", 20), Serialiser()
-    plain, reasoned = serialiser.examples(made), serialiser.examples(made, reasoned=True)
-    for example, longer in zip(plain, reasoned, strict=True):
-        assert example.sequence == example.prompt + example.reply
-        assert sum(example.target_mask) == len(example.reply)
-        assert longer.sequence[-len(longer.reply) :] == longer.reply
-        learnt = [token for token, mask in zip(longer.sequence, longer.target_mask, strict=True) if mask]
-        assert serialiser.split_reasoned(tuple(learnt))[1] == longer.reply
+    turns = [turn for prompts in serialiser.prompts(made) for turn in prompts]
+    for turn, example in zip(turns, serialiser.examples(made, reasoned=True), strict=True):
+        assert example.sequence == turn.reasoned + turn.reference
+        reasoning, reply = serialiser.split_reasoned(learnt(example))
+        assert reply == turn.reference
+        assert turn.reasoned[len(turn.direct) : -1] == reasoning
+
+
+@pytest.mark.parametrize("room", [900, 260])
+def test_a_policy_learns_every_reply_once_behind_its_own_prompt(room):
+    """A dialogue is one sequence while it fits, and what stands before a reply is its prompt, history and all."""
+    made, serialiser = split("dev", 60), Serialiser(ContextConfig(history=99, max_context=room))
+    examples = serialiser.examples(made)
+    spans = [tuple(span) for example in examples for span in replies_of(serialiser, example)]
+    turns = [turn for prompts in serialiser.prompts(made) for turn in prompts]
+    assert [reply for _, reply in spans] == [turn.reference for turn in turns]
+    assert len(made.dialogues) <= len(examples) < len(turns)
+    whole = sum(before == turn.direct for (before, _), turn in zip(spans, turns, strict=True))
+    if room == 900:
+        assert whole == len(turns)
+    assert max(len(example.sequence) for example in examples) <= room + serialiser.config.max_reply
+
+
+def replies_of(serialiser, example):
+    """(what stands before it, a reply) for each stretch of targets."""
+    begins = [at for at in range(1, len(example.sequence)) if example.target_mask[at] > example.target_mask[at - 1]]
+    for begin in begins:
+        end = next((at for at in range(begin, len(example.sequence)) if not example.target_mask[at]), None)
+        yield example.sequence[:begin], example.sequence[begin:end]
+
+
+def test_earlier_replies_stand_as_they_were_written():
+    serialiser = Serialiser()
+    reply = serialiser.encode(["You can borrow $100.00."])[0]
+    ended = (*reply, serialiser.token("<eos>"))
+    assert serialiser.answered(reply) == serialiser.answered(ended) == (serialiser.token("<response>"), *ended)
 
 
 def test_a_prompt_that_does_not_fit_is_an_error():
