@@ -28,7 +28,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from scipy import stats
 
-from morejax.experiments.multiwoz.branch import branch
+from morejax.experiments.shared.branch import branch
 from morejax.tasks.multiwoz.board import POLICY_ROWS
 
 GDPO = "--step.baseline group_mean --step.adv-norm group --step.multipliers fixed --step.weights fixed"

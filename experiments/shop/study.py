@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from morejax.experiments.multiwoz.branch import branch
+from morejax.experiments.shared.branch import branch
 
 ARMS: dict[str, str] = {
     "more": "",

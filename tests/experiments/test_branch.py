@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from morejax.experiments.multiwoz.branch import SHARED, branch, main
+from morejax.experiments.multiwoz.branch import main
+from morejax.experiments.shared.branch import SHARED, branch
 
 
 @pytest.fixture

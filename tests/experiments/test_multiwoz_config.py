@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from morejax.experiments.multiwoz.__main__ import main, parse
-from morejax.experiments.multiwoz.config import FIRST_READ, METHODS, PRESETS, STAGES, MultiwozConfig, preset, resolve
+from morejax.experiments.multiwoz.config import FIRST_READ, PRESETS, STAGES, MultiwozConfig, preset, resolve
+from morejax.experiments.shared.methods import METHODS
 
 
 def refused(arguments, capsys):
@@ -107,6 +108,9 @@ def test_methods_decide_multipliers_weights_and_clip():
     assert unconstrained.numbers.multiplier_init == 0.0
     assert (mixed.step.multipliers, mixed.step.weights, mixed.step.clip) == ("fixed", "fixed", "mixed")
     assert mixed.numbers.multiplier_init == 0.4
+    gdpo = made["gdpo"]
+    assert (gdpo.step.baseline, gdpo.step.adv_norm, gdpo.step.multipliers) == ("group_mean", "group", "fixed")
+    assert (gdpo.numbers.multiplier_init, gdpo.critic.kind, gdpo.ppo.samples) == (0.4, "none", 4)
     assert "ppo" not in made["supervised"].stages
     assert made["supervised"].stages[0] == "supervised"
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from morejax.experiments.shared.methods import METHODS
 from morejax.experiments.shop.__main__ import main, parse
 from morejax.experiments.shop.ab import split_arm
-from morejax.experiments.shop.config import METHODS, PRESETS, ShopConfig, preset, resolve
+from morejax.experiments.shop.config import PRESETS, ShopConfig, preset, resolve
 from morejax.experiments.shop.evaluation import summary
 from morejax.experiments.shop.loading import from_document, read_config
 from morejax.experiments.shop.prompt_table import PromptTable

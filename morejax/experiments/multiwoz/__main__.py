@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from morejax.experiments.multiwoz.config import PRESETS, MultiwozConfig, preset, resolve
+from morejax.experiments.shared.presets import preset_name
 
 if TYPE_CHECKING:
     from morejax.experiments.multiwoz.parts import Parts
@@ -42,15 +43,7 @@ def parse(arguments: list[str]) -> MultiwozConfig:
     Raises:
         SystemExit: bad flags (status 2), or --help.
     """
-    name = "demo"
-    for index, argument in enumerate(arguments):
-        if argument == "--preset" and index + 1 < len(arguments):
-            name = arguments[index + 1]
-        elif argument.startswith("--preset="):
-            name = argument.partition("=")[2]
-    if name not in PRESETS:
-        print(f"error: --preset must be one of {', '.join(PRESETS)}, not {name!r}", file=sys.stderr)
-        raise SystemExit(2)
+    name = preset_name(arguments, PRESETS)
     defaults = preset(name)
     config = tyro.cli(
         MultiwozConfig,

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from morejax.config import StepConfig, StepNumbers
+from morejax.experiments.shared.methods import Method, apply_method, check_rollout
 from morejax.models.actor_critic import CriticConfig
 from morejax.models.decoder_config import DecoderConfig
 from morejax.optimizers import Name, optimizer
@@ -33,7 +34,6 @@ FIRST_READ = {
     "mixed_weight": "ppo",
     "threshold_margin": "ppo",
 }
-METHODS = ("more", "mixed", "fixed", "unconstrained", "supervised")
 PRESETS = ("demo", "cpu", "gpu")
 
 
@@ -50,9 +50,10 @@ class MultiwozConfig:
     """Folder of the run; default runs/multiwoz/<preset>-<track>-<method>-<seed>."""
     resume: bool = False
     """Continue the run in --out from its last checkpoint."""
-    method: Literal["more", "mixed", "fixed", "unconstrained", "supervised"] = "more"
+    method: Method = "more"
     """more: constraints and adaptive weights; mixed: all streams in one weighted sum; fixed: constraints, fixed
-    objective weights; unconstrained: adaptive weights, no constraints; supervised: no PPO."""
+    objective weights; unconstrained: adaptive weights, no constraints; gdpo: a weighted sum of streams normalised in
+    groups of replies, no critic; supervised: no PPO."""
     track: Literal["policy", "e2e"] = "policy"
     """policy: the gold state is in the context; e2e: the model writes the state itself."""
     stages: tuple[str, ...] = STAGES
@@ -118,7 +119,7 @@ class MultiwozConfig:
     threshold_margin: float = 0.01
     """How far below the scaffold's own score a threshold lies that is not given."""
     mixed_weight: float = 0.25
-    """Weight of every constraint stream under --method mixed, the objectives together having 1."""
+    """Weight of every constraint stream under --method mixed and gdpo, the objectives together having 1."""
     samples: int = 20
     """Dialogues shown in the report."""
 
@@ -142,20 +143,7 @@ class MultiwozConfig:
             raise ValueError(f"--heartbeat must be at least 1 second, not {self.heartbeat}")
         if self.pretrained is None:
             _check_length(self.model, self.context)
-        if self.step.baseline != "critic" and self.ppo.samples < 2:
-            raise ValueError(
-                f"--step.baseline {self.step.baseline} compares the samples of one turn: --ppo.samples must be at "
-                f"least 2, not {self.ppo.samples}"
-            )
-        if (self.step.baseline == "critic") == (self.critic.kind == "none"):
-            wanted = "a critic" if self.step.baseline == "critic" else "--critic.kind none"
-            raise ValueError(
-                f"--step.baseline {self.step.baseline} needs {wanted}, not --critic.kind {self.critic.kind}"
-            )
-        if self.ppo.turns % self.step.minibatches:
-            raise ValueError(
-                f"--ppo.turns {self.ppo.turns} must be a multiple of --step.minibatches {self.step.minibatches}"
-            )
+        check_rollout(self)
 
     @property
     def run_dir(self) -> Path:
@@ -170,22 +158,9 @@ class MultiwozConfig:
 
 def resolve(config: MultiwozConfig) -> MultiwozConfig:
     """Put what --method, --track, --split and --model decide where it is read."""
-    step, numbers = config.step, config.numbers
-    if config.method == "mixed":
-        step = replace(step, clip="mixed", weights="fixed", multipliers="fixed", mix_norm="sum_to_one")
-        numbers = replace(numbers, multiplier_init=config.mixed_weight)
-    elif config.method == "fixed":
-        step = replace(step, weights="fixed")
-    elif config.method == "unconstrained":
-        step = replace(step, multipliers="fixed")
-        numbers = replace(numbers, multiplier_init=0.0)
-    stages = tuple(s for s in config.stages if s != "ppo") if config.method == "supervised" else config.stages
     context = replace(config.context, track=config.track)
     eval_splits = config.split or config.eval_splits
-    model = _decoder(config)
-    return replace(
-        config, step=step, numbers=numbers, context=context, stages=stages, eval_splits=eval_splits, model=model
-    )
+    return replace(apply_method(config), context=context, eval_splits=eval_splits, model=_decoder(config))
 
 
 # Fields of a decoder that say how it is computed and trained, not what it is.

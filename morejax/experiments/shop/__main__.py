@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tyro
 
+from morejax.experiments.shared.presets import preset_name
 from morejax.experiments.shop.config import PRESETS, ShopConfig, preset, resolve
 
 # Lines of a description that begin with a letter are joined by tyro to the one before; indented ones stay.
@@ -40,15 +41,7 @@ def parse(arguments: list[str]) -> ShopConfig:
     Raises:
         SystemExit: bad flags (status 2), or --help.
     """
-    name = "demo"
-    for index, argument in enumerate(arguments):
-        if argument == "--preset" and index + 1 < len(arguments):
-            name = arguments[index + 1]
-        elif argument.startswith("--preset="):
-            name = argument.partition("=")[2]
-    if name not in PRESETS:
-        print(f"error: --preset must be one of {', '.join(PRESETS)}, not {name!r}", file=sys.stderr)
-        raise SystemExit(2)
+    name = preset_name(arguments, PRESETS)
     config = tyro.cli(
         ShopConfig,
         args=arguments,

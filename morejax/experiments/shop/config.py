@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from morejax.config import StepConfig, StepNumbers
+from morejax.experiments.shared.methods import Method, apply_method, check_rollout
 from morejax.models.actor_critic import CriticConfig
 from morejax.models.decoder_config import DecoderConfig
 from morejax.optimizers import Name, optimizer
@@ -34,7 +35,6 @@ FIRST_READ = {
     "threshold_margin": "ppo",
     "ab": "ab",
 }
-METHODS = ("more", "mixed", "fixed", "unconstrained", "gdpo", "supervised")
 PRESETS = ("demo", "cpu")
 OBJECTIVES = ("overlap", "fluency", "naturalness", "concision", "empathy")
 CONSTRAINTS = FUNCTIONS
@@ -54,11 +54,16 @@ class CorpusConfig:
     """Dialogues to score."""
     held_out: int = 120
     """Dialogues to score under policy versions and with products that no other split has."""
+    drills: int = 1
+    """Reading drills (single fields of a case asked for, and given word for word) for each dialogue to learn from; the
+    supervised stage sees them among the dialogues."""
 
     def __post_init__(self) -> None:
         for name in SPLIT_NAMES:
             if getattr(self, name) < 1:
                 raise ValueError(f"--corpus.{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        if self.drills < 0:
+            raise ValueError(f"--corpus.drills must be at least 0, not {self.drills}")
 
 
 SPLIT_NAMES = ("train", "dev", "test", "held_out")
@@ -100,7 +105,7 @@ class ShopConfig:
     """Folder of the run; default runs/shop/<preset>-<method>-<seed>."""
     resume: bool = False
     """Continue the run in --out from its last checkpoint."""
-    method: Literal["more", "mixed", "fixed", "unconstrained", "gdpo", "supervised"] = "more"
+    method: Method = "more"
     """more: constraints and adaptive weights; mixed: all streams in one weighted sum; fixed: constraints, fixed
     objective weights; unconstrained: adaptive weights, no constraints; gdpo: a weighted sum of streams normalised in
     groups of replies, no critic; supervised: no PPO."""
@@ -160,7 +165,7 @@ class ShopConfig:
                 raise ValueError(f"--devices {self.devices} is short for --mesh data={self.devices}: give one of them")
             parse_mesh(self.mesh)
         _check_length(self.model, self.context)
-        _check_rollout(self)
+        check_rollout(self)
 
     @property
     def run_dir(self) -> Path:
@@ -179,38 +184,9 @@ def _check_length(model: DecoderConfig, context: ContextConfig) -> None:
         )
 
 
-def _check_rollout(config: ShopConfig) -> None:
-    step, ppo = config.step, config.ppo
-    if step.baseline != "critic" and ppo.samples < 2:
-        raise ValueError(
-            f"--step.baseline {step.baseline} compares the samples of one turn: --ppo.samples must be at least 2, "
-            f"not {ppo.samples}"
-        )
-    if (step.baseline == "critic") == (config.critic.kind == "none"):
-        wanted = "a critic" if step.baseline == "critic" else "--critic.kind none"
-        raise ValueError(f"--step.baseline {step.baseline} needs {wanted}, not --critic.kind {config.critic.kind}")
-    for flag, count in (("--step.minibatches", step.minibatches), ("--ppo.samples", ppo.samples)):
-        if ppo.turns % count:
-            raise ValueError(f"--ppo.turns {ppo.turns} must be a multiple of {flag} {count}")
-
-
 def resolve(config: ShopConfig) -> ShopConfig:
     """Put what --method decides where it is read."""
-    step, numbers, critic, ppo = config.step, config.numbers, config.critic, config.ppo
-    if config.method == "mixed":
-        step = replace(step, clip="mixed", weights="fixed", multipliers="fixed", mix_norm="sum_to_one")
-        numbers = replace(numbers, multiplier_init=config.mixed_weight)
-    elif config.method == "gdpo":
-        step = replace(step, baseline="group_mean", adv_norm="group", multipliers="fixed", weights="fixed")
-        numbers = replace(numbers, multiplier_init=config.mixed_weight)
-        critic, ppo = replace(critic, kind="none"), replace(ppo, samples=max(4, ppo.samples))
-    elif config.method == "fixed":
-        step = replace(step, weights="fixed")
-    elif config.method == "unconstrained":
-        step = replace(step, multipliers="fixed")
-        numbers = replace(numbers, multiplier_init=0.0)
-    stages = tuple(s for s in config.stages if s != "ppo") if config.method == "supervised" else config.stages
-    return replace(config, step=step, numbers=numbers, critic=critic, ppo=ppo, stages=stages)
+    return apply_method(config)
 
 
 def preset(name: str) -> ShopConfig:

@@ -48,7 +48,7 @@ class ShopParts(RunParts):
         sizes = {name: getattr(config.corpus, name) for name in SPLIT_NAMES}
         self.corpus = ShopCorpus(sizes, config.corpus.seed)
         self._check()
-        self.task = ShopTask(self.corpus, Serialiser(config.context), self.reward_streams)
+        self.task = ShopTask(self.corpus, Serialiser(config.context), self.reward_streams, drills=config.corpus.drills)
         if read_only:
             self.dir = config.run_dir
             self.run = FinishedRun(self.dir)

@@ -13,6 +13,7 @@ from morejax.tasks.multiwoz import rewards as _learned_streams  # noqa: F401  (f
 from morejax.tasks.shop import ShopDialogue, ShopSplit, generate, tokenizer
 from morejax.tasks.shop import rewards as _shop_streams  # noqa: F401
 from morejax.tasks.shop.context import Example, Ids, Serialiser, TurnPrompts
+from morejax.tasks.shop.drills import drills
 from morejax.tasks.streams import (
     SampledBatch,
     SampledTurn,
@@ -62,11 +63,18 @@ class ShopTask:
         serialiser: tokens of contexts and replies.
         streams: names, objectives first.
         context: what streams look at; the split of the sampled turns is added.
+        drills: reading drills for each dialogue of `train`.
     """
 
     def __init__(
-        self, corpus: ShopCorpus, serialiser: Serialiser, streams: Sequence[str], context: StreamContext | None = None
+        self,
+        corpus: ShopCorpus,
+        serialiser: Serialiser,
+        streams: Sequence[str],
+        context: StreamContext | None = None,
+        drills: int = 0,
     ):
+        self.drills = drills
         self.corpus, self.serialiser, self.streams = corpus, serialiser, tuple(streams)
         self.context = context or StreamContext()
         self.tokenizer = serialiser.tokenizer
@@ -81,7 +89,7 @@ class ShopTask:
         return self._changed(streams, self.context)
 
     def _changed(self, streams: Sequence[str], context: StreamContext) -> ShopTask:
-        made = ShopTask(self.corpus, self.serialiser, streams, context)
+        made = ShopTask(self.corpus, self.serialiser, streams, context, self.drills)
         made._prompts = self._prompts
         return made
 
@@ -101,8 +109,11 @@ class ShopTask:
         return self.pad_id
 
     def examples(self, split: str, *, reasoned: bool = False) -> list[Example]:
-        """Sequences to learn from."""
-        return self.serialiser.examples(self.corpus.split(split), reasoned=reasoned)
+        """Sequences to learn from: the split's dialogues, and drills where a model learns to answer from `train`."""
+        found = self.serialiser.examples(self.corpus.split(split), reasoned=reasoned)
+        if reasoned or split != "train" or not self.drills:
+            return found
+        return found + drills(self.serialiser, self.corpus.split(split), per_dialogue=self.drills)
 
     def prompts(self, dialogue: ShopDialogue) -> list[TurnPrompts]:
         """Direct and reasoned prompts of all turns of a dialogue, the history being the corpus's own."""

@@ -86,49 +86,89 @@ class _Turn(NamedTuple):
     reply: Ids
 
 
-def credit_text(case: Case, request: Request) -> tuple[str, str]:
-    """Policy and customer of a credit case, in words."""
+Fields = tuple[tuple[str, str], ...]
+"""Names and values, in the order in which a prompt has them."""
+
+
+def credit_fields(case: Case, request: Request) -> tuple[Fields, Fields]:
+    """Terms and customer of a credit case."""
     product, profile = case.product, case.profile
     terms = (
-        f"product {PRODUCT_NAMES[product.name]} rate {percent_text(product.monthly_bp)} "
-        f"fee {percent_text(product.fee_bp)} "
-        f"late {percent_text(product.late_bp)} grace {product.grace_days} due {product.due_days} "
-        f"draw {money_text(product.min_draw)} to {money_text(product.max_draw)} promo {percent_text(product.promo_bp)} "
-        f"from {date_text(product.promo_start)} until {date_text(product.promo_end)}"
+        ("product", PRODUCT_NAMES[product.name]),
+        ("rate", percent_text(product.monthly_bp)),
+        ("fee", percent_text(product.fee_bp)),
+        ("late", percent_text(product.late_bp)),
+        ("grace", str(product.grace_days)),
+        ("due", str(product.due_days)),
+        ("draw", f"{money_text(product.min_draw)} to {money_text(product.max_draw)}"),
+        ("promo", percent_text(product.promo_bp)),
+        ("from", date_text(product.promo_start)),
+        ("until", date_text(product.promo_end)),
     )
     customer = (
-        f"today {date_text(case.today)} wants {money_text(request.amount)} , {request.tenor} months "
-        f"tier {ontology.TIERS[profile.tier]} age {profile.age} region {ontology.REGIONS[profile.region]} "
-        f"{ontology.KYC[profile.kyc]} score {profile.score} loans {profile.open_loans} "
-        f"limit {money_text(profile.limit)} used {money_text(profile.used)} held {money_text(profile.held)} "
-        f"overdue {profile.overdue_days} {money_text(profile.overdue_cents)} "
-        f"bill {money_text(profile.bill_cents)} , {date_text(profile.bill_day)}"
+        ("today", date_text(case.today)),
+        ("wants", f"{money_text(request.amount)} , {request.tenor} months"),
+        ("tier", ontology.TIERS[profile.tier]),
+        ("age", str(profile.age)),
+        ("region", ontology.REGIONS[profile.region]),
+        ("", ontology.KYC[profile.kyc]),
+        ("score", str(profile.score)),
+        ("loans", str(profile.open_loans)),
+        ("limit", money_text(profile.limit)),
+        ("used", money_text(profile.used)),
+        ("held", money_text(profile.held)),
+        ("overdue", f"{profile.overdue_days} {money_text(profile.overdue_cents)}"),
+        ("bill", f"{money_text(profile.bill_cents)} , {date_text(profile.bill_day)}"),
     )
-    return f"{policy.policy_text(case.rules, ('borrow', 'raise_limit', 'promo'))} . {terms}", customer
+    return terms, customer
+
+
+def aftersales_fields(case: Case) -> tuple[Fields, Fields]:
+    """Terms and customer of an aftersales case."""
+    order, profile, figures = case.order, case.profile, policy.rule_figures(case.rules)
+    terms = (
+        ("return", f"{figures['return_days']} days"),
+        ("electronics", figures["electronics_days"]),
+        ("gold", figures["gold_extra_days"]),
+        ("extra cost", f"{figures['return_cost']} gold free ."),
+        ("refund", f"{figures['refund_days']} days ."),
+        ("shipping", f"{figures['shipping_fee']} free from {figures['free_shipping_over']} gold free ."),
+        ("membership", f"{figures['member_fee']} ."),
+        ("restocking electronics", percent_text(case.rules.restock_bp)),
+    )
+    status = ontology.STATUSES[order.status]
+    days = {"delivered": order.delivered, "processing": order.eta, "shipped": order.eta}
+    member = profile.member_until >= case.today
+    customer = (
+        ("today", date_text(case.today)),
+        ("tier", ontology.TIERS[profile.tier]),
+        ("order", str(order.number)),
+        ("item", f"{ITEM_NAMES[order.item]} {ontology.CATEGORIES[order.category]}"),
+        ("price", money_text(order.price)),
+        ("paid", "card" if order.paid_by == 0 else "credit account"),
+        (status, date_text(days[status]) if status in days else ""),
+        *((("", "opened"),) if order.opened else ()),
+        ("refund", date_text(order.refund_day) if order.refund_state else "no"),
+        ("member", f"{date_text(profile.member_until)} {profile.member_until - case.today} days" if member else "no"),
+    )
+    return terms, customer
+
+
+def _text(fields: Fields) -> str:
+    return " ".join(" ".join(filter(None, field)) for field in fields)
+
+
+def credit_text(case: Case, request: Request) -> tuple[str, str]:
+    """Policy and customer of a credit case, in words."""
+    terms, customer = credit_fields(case, request)
+    rules = policy.policy_text(case.rules, ("borrow", "raise_limit", "promo"))
+    return f"{rules} . {_text(terms)}", _text(customer)
 
 
 def aftersales_text(case: Case) -> tuple[str, str]:
     """Policy and customer of an aftersales case, in words."""
-    order, profile, figures = case.order, case.profile, policy.rule_figures(case.rules)
-    terms = (
-        "return {return_days} days electronics {electronics_days} gold {gold_extra_days} extra cost {return_cost} "
-        "gold free . refund {refund_days} days . shipping {shipping_fee} free from {free_shipping_over} gold free . "
-        "membership {member_fee} . restocking electronics "
-    ).format(**figures) + percent_text(case.rules.restock_bp)
-    status = ontology.STATUSES[order.status]
-    days = {"delivered": order.delivered, "processing": order.eta, "shipped": order.eta}
-    day = date_text(days[status]) if status in days else ""
-    member = date_text(profile.member_until) if profile.member_until >= case.today else "no"
-    customer = (
-        f"today {date_text(case.today)} tier {ontology.TIERS[profile.tier]} order {order.number} "
-        f"item {ITEM_NAMES[order.item]} {ontology.CATEGORIES[order.category]} price {money_text(order.price)} "
-        f"paid {'card' if order.paid_by == 0 else 'credit account'} {status} {day} "
-        f"{'opened' if order.opened else ''} refund {date_text(order.refund_day) if order.refund_state else 'no'} "
-        f"member {member}"
-    )
-    if member != "no":
-        customer += f" {profile.member_until - case.today} days"
-    return f"{policy.policy_text(case.rules, ('return', 'cancel'))} . {terms}", customer
+    terms, customer = aftersales_fields(case)
+    return f"{policy.policy_text(case.rules, ('return', 'cancel'))} . {_text(terms)}", _text(customer)
 
 
 class Serialiser:
@@ -177,7 +217,7 @@ class Serialiser:
     def _encoded(self, split: ShopSplit, dialogues: Sequence[ShopDialogue]) -> list[list[_Turn]]:
         """The turns of each dialogue as tokens."""
         turns = [turn for dialogue in dialogues for turn in dialogue.turns]
-        facts = self._facts(split, [turn.row for turn in turns])
+        facts = self.facts(split, [turn.row for turn in turns])
         users, replies = (self.encode(texts) for texts in zip(*((t.user, t.response) for t in turns), strict=True))
         each = map(_Turn, facts, users, replies)
         return [[next(each) for _ in dialogue.turns] for dialogue in dialogues]
@@ -186,7 +226,7 @@ class Serialiser:
         said = [ids for turn in turns[:index] for ids in (self.asked(turn.user), self.answered(turn.reply))]
         return self.prompt(turns[index].facts, [*said, self.asked(turns[index].user)])
 
-    def _facts(self, split: ShopSplit, rows: Sequence[int]) -> list[Ids]:
+    def facts(self, split: ShopSplit, rows: Sequence[int]) -> list[Ids]:
         """`<policy> ... <profile> ...` of each row; a policy is encoded once."""
         questions, earlier = split.questions(), split.table.earlier
         parts = []
