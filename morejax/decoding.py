@@ -44,6 +44,8 @@ class Read(NamedTuple):
     """i32[B], position of the next token (real tokens before it)."""
     slot: jax.Array
     """i32[], where in the cache the next token goes, the same for all rows."""
+    last: jax.Array
+    """i32[B], the last token that was read."""
     seen: jax.Array | None = None
     """bool[B, V], tokens read, for the repetition penalty."""
 
@@ -81,8 +83,8 @@ def decode_replies(
         token, read, written = _write(model, read, uniforms, step, written, config)
         slot = begin + step
         key_mask = jax.lax.dynamic_update_slice(read.key_mask, jnp.ones((rows, 1), bool), (0, slot))
-        hidden, cache = step_of(token, read.position + step, slot, key_mask, read.cache)
-        return step + 1, read._replace(hidden=hidden, cache=cache, key_mask=key_mask), written
+        hidden, cache = step_of(token, read.last, read.position + step, slot, key_mask, read.cache)
+        return step + 1, read._replace(hidden=hidden, cache=cache, key_mask=key_mask, last=token), written
 
     def unfinished(state):
         step, _, written = state
@@ -185,8 +187,8 @@ def _decoder(trunk: Decoder, cache: KVCache) -> tuple[Callable, Any]:
         for index in range(trunk.config.layers)
     ]
 
-    def decode(token, position, slot, key_mask, cache):
-        return _decode_apart(trunk, blocks, token, position, slot, key_mask, cache)
+    def decode(token, before, position, slot, key_mask, cache):
+        return _decode_apart(trunk, blocks, token, before, position, slot, key_mask, cache)
 
     return decode, tuple(KVCache(*layer) for layer in zip(*cache, strict=True))
 
@@ -195,6 +197,7 @@ def _decode_apart(
     trunk: Decoder,
     blocks: list[Block],
     token: jax.Array,
+    before: jax.Array,
     position: jax.Array,
     slot: jax.Array,
     key_mask: jax.Array,
@@ -203,7 +206,7 @@ def _decode_apart(
     """`Decoder.decode` over a list of blocks and their caches."""
     positions = position[:, None]
     sight = trunk._sight(additive(key_mask[:, None]), positions, token_positions(key_mask))
-    x, kept = trunk.embed(token[:, None], positions), []
+    x, kept = trunk._embed_one(token, before, positions), []
     for index, (block, cache) in enumerate(zip(blocks, caches, strict=True)):
         q, *new = block.attention.project(block.norm1(x), sight.rotation)
         cache = KVCache(*(_write_at(whole, part, slot) for whole, part in zip(cache, new, strict=True)))

@@ -71,11 +71,13 @@ class PrefixCache:
         filled[0, self._slots[:common]] = True
         cache, self._cache = self._cache or self._empty(), None
         position = np.array([common], np.int32)
-        hidden, cache = self._extend(self._params, tokens, mask, position, (np.int32(slot), filled), cache)
+        before = np.array([prompt[common - 1] if common else -1], np.int32)
+        hidden, cache = self._extend(self._params, tokens, mask, (before, position), (np.int32(slot), filled), cache)
         end = slot + tokens.shape[1]
         slots = np.append(self._slots[:common], np.arange(end - len(new), end))
         filled[0, slots] = True
-        read = Read(hidden, cache, filled, np.array([len(prompt)], np.int32), np.int32(end))  # type: ignore[arg-type]
+        count, last = (np.array([value], np.int32) for value in (len(prompt), prompt[-1]))
+        read = Read(hidden, cache, filled, count, np.int32(end), last)  # type: ignore[arg-type]
         sample, self._cache, held = self._decoder(config)(self._params, read, jax.random.key(seed))
         written = np.asarray(sample.tokens[0])[np.asarray(sample.mask[0])]
         held = min(int(held), len(written))
@@ -146,9 +148,10 @@ def _prefill(graphdef: nnx.GraphDef, room: int, dtype: str | None, params: Param
     return merge(graphdef, params).trunk.prefill(one, one > 0, room, dtype)[1]
 
 
-def _extend(graphdef, params, tokens, mask, position, place, cache) -> tuple[jax.Array, KVCache]:
+def _extend(graphdef, params, tokens, mask, behind, place, cache) -> tuple[jax.Array, KVCache]:
+    before, position = behind
     slot, filled = place
-    return merge(graphdef, params).trunk.extend(tokens, mask, position, slot, filled, cache)
+    return merge(graphdef, params).trunk.extend(tokens, mask, before, position, slot, filled, cache)
 
 
 def _decode(graphdef, config: SamplerConfig, params, read: Read, key: jax.Array) -> tuple[Sample, Any, jax.Array]:

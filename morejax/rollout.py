@@ -96,6 +96,8 @@ def read_prompts(model: Any, prompts: jax.Array, mask: jax.Array, config: Sample
         key_mask=jnp.pad(mask, ((0, 0), (0, config.max_new_tokens))),
         position=mask.sum(-1).astype(jnp.int32),
         slot=jnp.int32(prompts.shape[1]),
+        # Left-padded: real wherever there is a prompt at all.
+        last=prompts[:, -1],
         seen=tokens_seen(prompts, mask, model.trunk.config.vocab_rows) if config.repetition_penalty != 1 else None,
     )
 
@@ -121,6 +123,7 @@ def repeat_rows(read: Read, times: int) -> Read:
         key_mask=repeat(read.key_mask),
         position=repeat(read.position),
         slot=read.slot,
+        last=repeat(read.last),
         seen=None if read.seen is None else repeat(read.seen),
     )
 

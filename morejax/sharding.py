@@ -25,7 +25,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(head/outer|reward/outer)/kernel$", (None, None)),
     (r"(attention/qkv|up|gate)/bias$", ("tensor",)),
     (r"(attention/out|down|head/inner|head/outer|reward/inner|reward/outer)/bias$", (None,)),
-    (r"norm[12]?/(scale|bias)$", (None,)),
+    (r"(norm[12]?/(scale|bias)|shift)$", (None,)),
 )
 
 

@@ -19,6 +19,9 @@ FAMILIES = {
     "rotary, scanned": DecoderConfig(
         vocab_size=64, max_length=64, layers=2, width=16, heads=2, kv_heads=1, norm="rms", positions="rope", scan=True
     ),
+    "shifted": DecoderConfig(
+        vocab_size=64, max_length=64, layers=2, width=16, heads=2, positions="rope", shift=True, tied=False
+    ),
     "window": DecoderConfig(vocab_size=64, max_length=64, layers=2, width=16, heads=2, positions="rope", window=4),
 }
 

@@ -34,8 +34,9 @@ def sampler(core, prompts):
     """Samplers of a tiny model with 12 tokens, so that the end comes at all lengths; compiled once a setting."""
 
     @cache
-    def build(dtype="float32", critic="own", scan=True, **settings):
-        model = core.model(vocab_size=12, critic=CriticConfig(critic, 1, 8, 2, 8), dtype=dtype, scan=scan)
+    def build(dtype="float32", critic="own", scan=True, shift=False, **settings):
+        shape = {"vocab_size": 12, "dtype": dtype, "scan": scan, "shift": shift}
+        model = core.model(critic=CriticConfig(critic, 1, 8, 2, 8), **shape)
         graphdef, params = split(model)
         trunk = params["trunk"]
         trunk["embedding"] = 4.0 * trunk["embedding"]  # sharp enough that drawing at random would show
@@ -107,8 +108,9 @@ def test_nothing_comes_after_the_end(sampler):
     assert (mask.sum(1) == STEPS).any()
 
 
-def test_greedy_is_the_argmax_of_repeated_full_forwards(core, sampler, prompts):
-    greedy = sampler(temperature=0.0)
+@pytest.mark.parametrize("shape", [{}, {"shift": True}, {"shift": True, "scan": False}])
+def test_greedy_is_the_argmax_of_repeated_full_forwards(core, sampler, prompts, shape):
+    greedy = sampler(temperature=0.0, **shape)
     tokens = np.concatenate([prompts[0], np.zeros((ROWS, STEPS), np.int32)], axis=1)
     mask = np.concatenate([prompts[1], np.zeros((ROWS, STEPS), bool)], axis=1)
 

@@ -35,12 +35,26 @@ class Decoder(nnx.Module):
         keys = jax.random.split(rngs.params(), config.layers)
         self.embedding = _table(config.vocab_rows, config, rngs)
         self.positions = _table(config.max_length, config, rngs) if config.positions == "learned" else None
+        self.shift = nnx.Param(jnp.full((config.width,), 0.5, jnp.float32)) if config.shift else None
         self.blocks = jax.vmap(lambda key: Block(config, nnx.Rngs(key)))(keys)
         self.final_norm = norm(config, rngs)
 
-    def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-        """Token embedding, plus that of learned positions: `[B, Q, D]` in the compute type."""
+    def embed(
+        self, tokens: jax.Array, mask: jax.Array, positions: jax.Array, before: jax.Array | None = None
+    ) -> jax.Array:
+        """Token embedding, plus a share of that of the token before, plus that of learned positions.
+
+        Args:
+          tokens, mask, positions: `[B, Q]`, token, is it real, and its position.
+          before: i32[B], the real token before the first of these, below 0 where there is none; None: there is none.
+
+        Returns:
+          `[B, Q, D]` in the compute type.
+        """
         x = self.embedding[...][tokens]
+        if self.shift is not None:
+            first = jnp.zeros_like(x[:, 0]) if before is None else self.embedding[...][before] * (before >= 0)[:, None]
+            x = x + self.shift[...][None, None] * _previous(x, mask, first)
         if self.positions is not None:
             x = x + self.positions[...][positions]
         return x.astype(jnp.dtype(self.config.dtype))
@@ -58,7 +72,7 @@ class Decoder(nnx.Module):
           f32[B, Q - start, D]; rows of padding are finite and meaningless.
         """
         positions = token_positions(mask)
-        x, sight = self.embed(tokens, positions), self._sight(causal_bias(mask), positions, positions)
+        x, sight = self.embed(tokens, mask, positions), self._sight(causal_bias(mask), positions, positions)
         if self.config.scan:
             x, _ = self._scan(lambda x, block, windowed: (block(x, sight, windowed)[0], None), x)
             return self.final_norm(x[:, start:])
@@ -86,7 +100,7 @@ class Decoder(nnx.Module):
           the last position's hidden state f32[B, D] and the cache, filled in [0, Q).
         """
         positions = token_positions(mask)
-        x, sight = self.embed(tokens, positions), self._sight(causal_bias(mask), positions, positions)
+        x, sight = self.embed(tokens, mask, positions), self._sight(causal_bias(mask), positions, positions)
         dtype = jnp.dtype(cache_dtype or self.config.dtype)
 
         def kept(x: jax.Array) -> jax.Array:
@@ -109,12 +123,19 @@ class Decoder(nnx.Module):
         return self.final_norm(x[:, -1]), KVCache(keys, values)
 
     def decode(
-        self, token: jax.Array, position: jax.Array, slot: jax.Array, key_mask: jax.Array, cache: KVCache
+        self,
+        token: jax.Array,
+        before: jax.Array,
+        position: jax.Array,
+        slot: jax.Array,
+        key_mask: jax.Array,
+        cache: KVCache,
     ) -> tuple[jax.Array, KVCache]:
         """Read one more token a row.
 
         Args:
-          token: i32[B]; position: i32[B], the token's position (real tokens before it).
+          token, before: i32[B], and the token before it.
+          position: i32[B], the token's position (real tokens before it).
           slot: i32[], where in the cache this token goes, the same for all rows.
           key_mask: bool[B, P], keys that may be attended to, this token's included.
           cache: updated in place when donated or carried.
@@ -124,13 +145,17 @@ class Decoder(nnx.Module):
         """
         positions = position[:, None]
         sight = self._sight(additive(key_mask[:, None]), positions, token_positions(key_mask))
-        x, cache = self._cached(self.embed(token[:, None], positions), sight, slot, cache)
+        x, cache = self._cached(self._embed_one(token, before, positions), sight, slot, cache)
         return self.final_norm(x[:, 0]), cache
+
+    def _embed_one(self, token: jax.Array, before: jax.Array, positions: jax.Array) -> jax.Array:
+        return self.embed(token[:, None], jnp.ones((token.shape[0], 1), bool), positions, before)
 
     def extend(
         self,
         tokens: jax.Array,
         mask: jax.Array,
+        before: jax.Array,
         position: jax.Array,
         slot: jax.Array,
         key_mask: jax.Array,
@@ -140,6 +165,7 @@ class Decoder(nnx.Module):
 
         Args:
           tokens, mask: i32[B, Q], bool[B, Q], left-padded.
+          before: i32[B], the last token read before, below 0 where there is none.
           position: i32[B], position of the first real new token (real tokens before it).
           slot: i32[], where in the cache the block goes, [slot, slot + Q), behind everything that is filled.
           key_mask: bool[B, P], keys filled before that may be attended to.
@@ -151,11 +177,11 @@ class Decoder(nnx.Module):
         length = tokens.shape[1]
         positions = position[:, None] + token_positions(mask)
         block = jnp.tril(jnp.ones((length, length), bool))[None] & mask[:, None, :]
-        before = jnp.broadcast_to(key_mask[:, None, :], (*tokens.shape, key_mask.shape[1]))
-        sees = jax.lax.dynamic_update_slice(before, block, (0, 0, slot))
+        earlier = jnp.broadcast_to(key_mask[:, None, :], (*tokens.shape, key_mask.shape[1]))
+        sees = jax.lax.dynamic_update_slice(earlier, block, (0, 0, slot))
         key_positions = jax.lax.dynamic_update_slice(token_positions(key_mask), positions, (0, slot))
         sight = self._sight(additive(sees), positions, key_positions)
-        x, cache = self._cached(self.embed(tokens, positions), sight, slot, cache, start=length - 1)
+        x, cache = self._cached(self.embed(tokens, mask, positions, before), sight, slot, cache, start=length - 1)
         return self.final_norm(x[:, -1]), cache
 
     def _cached(
@@ -211,6 +237,14 @@ class Decoder(nnx.Module):
 
 def _table(rows: int, config: DecoderConfig, rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(0.02 * jax.random.normal(rngs.params(), (rows, config.width), jnp.float32))
+
+
+def _previous(x: jax.Array, mask: jax.Array, first: jax.Array) -> jax.Array:
+    """Of every real position the row `[B, Q, D]` of the real one before it, wherever padding stands; first `[B, D]`."""
+    # Number of the last real position before each, -1 where there is none.
+    last = jax.lax.cummax(jnp.where(mask, jnp.arange(mask.shape[1]), -1), axis=1)
+    last = jnp.pad(last, ((0, 0), (1, 0)), constant_values=-1)[:, :-1, None]
+    return jnp.where(last < 0, first[:, None], jnp.take_along_axis(x, jnp.maximum(last, 0), axis=1))
 
 
 def _write(whole: jax.Array, new: jax.Array, layer: jax.Array | int, slot: jax.Array) -> jax.Array:

@@ -119,6 +119,10 @@ class DecoderConfig:
     """A table of `max_length` positions, or rotated queries and keys."""
     rope: RopeConfig = field(default_factory=RopeConfig)
     """Of `positions = rope`."""
+    shift: bool = False
+    """Add a learned share of the embedding of the token before to every token's. A head can then look up what follows a
+    word directly, which otherwise takes two layers and long training (smeared keys: Olsson et al., arXiv 2209.11895).
+    For small models from scratch that read numbers off their context; no family of pre-trained models has it."""
     qkv_bias: bool = True
     """Biases of queries, keys and values."""
     out_bias: bool = True

@@ -137,6 +137,7 @@ def _against(config: DecoderConfig, model_type: str) -> list[str]:
         "norm": ("layer",) if gpt2 else ("rms",),
         "positions": ("learned",) if gpt2 else ("rope",),
         "mlp": ("gelu_tanh", "gelu") if gpt2 else ("swiglu",),
+        "shift": (False,),
         "qk_norm": (model_type == "qwen3",),
         "qkv_bias": {"gpt2": (True,), "qwen2": (True,)}.get(model_type, (config.out_bias,)),
         "out_bias": {"gpt2": (True,), "qwen2": (False,)}.get(model_type, (config.qkv_bias,)),

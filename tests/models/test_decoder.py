@@ -91,7 +91,7 @@ def test_prefill_and_decode_equal_the_full_forward(params, call, batch, scan):
     lengths = mask[:, :5].sum(-1)
     for step in range(4):
         key_mask = mask & (np.arange(LENGTH) <= 5 + step)[None]
-        args = (tokens[:, 5 + step], lengths + step, jnp.int32(5 + step), key_mask, cache)
+        args = (tokens[:, 5 + step], tokens[:, 4 + step], lengths + step, jnp.int32(5 + step), key_mask, cache)
         hidden, cache = call(config, params, "decode", *args)
         np.testing.assert_allclose(hidden, full[:, 5 + step], atol=1e-5)
 

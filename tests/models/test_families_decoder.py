@@ -36,6 +36,8 @@ CONFIGS = {
     "window": replace(LLAMA, window=3),
     "window on one layer": replace(LLAMA, window=3, window_layers=(1,)),
     "exact gelu, learned positions, window": replace(GPT2, mlp="gelu", window=4),
+    "shifted embeddings": replace(LLAMA, shift=True),
+    "shifted embeddings, learned positions": replace(GPT2, shift=True),
     "yarn": replace(LLAMA, rope=RopeConfig(scaling="yarn", factor=4.0, original_length=8)),
 }
 
@@ -86,18 +88,17 @@ def test_prefill_extend_and_decode_equal_the_full_forward(make, call, batch, nam
     np.testing.assert_allclose(hidden, full[:, 4], atol=2e-5)
     assert cache.keys.shape == (3, 3, config.key_heads, LENGTH, config.head_width)
     filled = mask & (np.arange(LENGTH) < 5)[None]
-    hidden, cache = call(
-        config, params, "extend", tokens[:, 5:9], mask[:, 5:9], filled.sum(-1), jnp.int32(5), filled, cache
-    )
+    args = (tokens[:, 5:9], mask[:, 5:9], tokens[:, 4], filled.sum(-1), jnp.int32(5), filled, cache)
+    hidden, cache = call(config, params, "extend", *args)
     np.testing.assert_allclose(hidden, full[:, 8], atol=2e-5)
     for slot in range(9, LENGTH):
         key_mask = mask & (np.arange(LENGTH) <= slot)[None]
-        args = (tokens[:, slot], key_mask.sum(-1) - 1, jnp.int32(slot), key_mask, cache)
+        args = (tokens[:, slot], tokens[:, slot - 1], key_mask.sum(-1) - 1, jnp.int32(slot), key_mask, cache)
         hidden, cache = call(config, params, "decode", *args)
         np.testing.assert_allclose(hidden, full[:, slot], atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "window on one layer", "qwen3"])
+@pytest.mark.parametrize("name", ["gpt2", "window on one layer", "qwen3", "shifted embeddings"])
 def test_padding_inside_of_the_cache_changes_nothing(make, call, batch, name):
     """A second turn that is shorter in some rows: its block is left-padded, and positions go on without the padding."""
     config, (tokens, _) = CONFIGS[name], batch
@@ -107,7 +108,8 @@ def test_padding_inside_of_the_cache_changes_nothing(make, call, batch, name):
     mask = np.where(columns < 5, columns >= 5 - first[:, None], columns >= 9 - second[:, None])
     filled = np.pad(mask[:, :5], ((0, 0), (0, 4)))
     _, cache = call(config, params, "prefill", tokens[:, :5], mask[:, :5], cache_length=9)
-    hidden, _ = call(config, params, "extend", tokens[:, 5:9], mask[:, 5:], first, jnp.int32(5), filled, cache)
+    before = tokens[:, 4]
+    hidden, _ = call(config, params, "extend", tokens[:, 5:9], mask[:, 5:], before, first, jnp.int32(5), filled, cache)
     for row in range(3):
         alone = tokens[row : row + 1, :9][:, mask[row]]
         whole = call(config, params, "hidden", alone, np.ones_like(alone, bool))
@@ -123,7 +125,8 @@ def test_a_cache_of_bfloat16_stays_close(make, call, batch):
     for dtype in (None, "bfloat16"):
         _, cache = call(config, params, "prefill", tokens[:, :5], mask[:, :5], cache_length=LENGTH, cache_dtype=dtype)
         assert cache.keys.dtype == cache.values.dtype == jnp.dtype(dtype or "float32")
-        found.append(call(config, params, "decode", tokens[:, 5], filled.sum(-1) - 1, jnp.int32(5), filled, cache)[0])
+        args = (tokens[:, 5], tokens[:, 4], filled.sum(-1) - 1, jnp.int32(5), filled, cache)
+        found.append(call(config, params, "decode", *args)[0])
     assert 0 < np.abs(found[0] - found[1]).max() < 0.05
 
 
@@ -152,8 +155,26 @@ def test_rotation_makes_attention_blind_to_where_a_text_begins(make, call, batch
     full = call(LLAMA, params, "hidden", tokens[:, :5], mask)
     nothing = jnp.zeros((3, LENGTH), bool)
     _, cache = call(LLAMA, params, "prefill", tokens[:, :5], mask, cache_length=LENGTH)
-    hidden, _ = call(LLAMA, params, "extend", tokens[:, :5], mask, jnp.full(3, 7), jnp.int32(6), nothing, cache)
+    before = jnp.full(3, -1)
+    hidden, _ = call(LLAMA, params, "extend", tokens[:, :5], mask, before, jnp.full(3, 7), jnp.int32(6), nothing, cache)
     np.testing.assert_allclose(hidden, full[:, 4], atol=2e-5)
+
+
+def test_the_shift_adds_the_embedding_of_the_real_token_before(make, call):
+    """By hand, padding in front and in the middle; the first token has none before it, unless it is named."""
+    config = replace(GPT2, shift=True)
+    params = make(config)
+    table, share = params["embedding"], params["shift"]
+    tokens, mask = np.array([[7, 5, 9, 7, 3]]), np.array([[False, True, True, False, True]])
+    places = np.array([[0, 0, 1, 1, 2]])
+    found = call(config, params, "embed", tokens, mask, places)[0]
+    own = table[tokens[0]] + params["positions"][places[0]]
+    for at, before in ((1, None), (2, 5), (4, 9)):
+        wanted = own[at] + (0.0 if before is None else share * table[before])
+        np.testing.assert_allclose(found[at], wanted, atol=1e-6)
+    named = call(config, params, "embed", tokens, mask, places, np.array([11]))[0]
+    np.testing.assert_allclose(named[1], own[1] + share * table[11], atol=1e-6)
+    np.testing.assert_allclose(named[2:], found[2:], atol=1e-6)
 
 
 def test_the_filler_of_the_vocabulary_has_no_probability(core):
