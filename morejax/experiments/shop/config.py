@@ -208,15 +208,17 @@ def _streams(**more) -> StepConfig:
 
 
 def _demo() -> ShopConfig:
-    lm = LanguageModelConfig(epochs=3.0, tokens_per_batch=4096, learning_rate=3e-3, checkpoint_every=500)
+    lm = LanguageModelConfig(epochs=2.0, tokens_per_batch=4096, learning_rate=2e-3, checkpoint_every=500)
     return ShopConfig(
         preset="demo",
-        corpus=CorpusConfig(train=1200, dev=80, test=80, held_out=80),
-        model=DecoderConfig(vocab_size=1088, max_length=480, layers=2, width=128, heads=4, positions="rope"),
+        corpus=CorpusConfig(train=5000, dev=80, test=80, held_out=80),
+        model=DecoderConfig(
+            vocab_size=1088, max_length=480, layers=2, width=128, heads=4, positions="rope", shift=True
+        ),
         critic=CriticConfig(kind="shared", hidden=64),
         context=ContextConfig(history=1, max_context=288, max_reasoning=112, max_reply=72),
         supervised=lm,
-        scaffold=replace(lm, epochs=1.5, learning_rate=2e-3),
+        scaffold=replace(lm, epochs=0.3, learning_rate=1e-3),
         reward=RewardHeadConfig(examples=500, held_out=200, steps=300),
         ppo=PPOConfig(iterations=30, turns=96, eval_every=10, eval_dialogues=40, checkpoint_every=10, keep="last"),
         step=_streams(epochs=2, minibatches=4),
@@ -227,15 +229,17 @@ def _demo() -> ShopConfig:
 
 
 def _cpu() -> ShopConfig:
-    lm = LanguageModelConfig(epochs=3.0, tokens_per_batch=4096, learning_rate=2e-3)
+    lm = LanguageModelConfig(epochs=2.5, tokens_per_batch=4096, learning_rate=2e-3)
     return ShopConfig(
         preset="cpu",
-        corpus=CorpusConfig(train=6000, dev=250, test=400, held_out=400),
-        model=DecoderConfig(vocab_size=1088, max_length=640, layers=4, width=192, heads=6, positions="rope"),
+        corpus=CorpusConfig(train=12000, dev=250, test=400, held_out=400),
+        model=DecoderConfig(
+            vocab_size=1088, max_length=640, layers=3, width=128, heads=4, positions="rope", shift=True
+        ),
         critic=CriticConfig(kind="shared", hidden=128),
         context=ContextConfig(history=3, max_context=384, max_reasoning=128, max_reply=96),
         supervised=lm,
-        scaffold=replace(lm, epochs=1.5, learning_rate=1e-3),
+        scaffold=replace(lm, epochs=0.4, learning_rate=1e-3),
         reward=RewardHeadConfig(examples=3000, held_out=700),
         ppo=PPOConfig(iterations=60, turns=192, eval_every=10, eval_dialogues=100, checkpoint_every=5, keep="last"),
         step=_streams(epochs=2, minibatches=6),
