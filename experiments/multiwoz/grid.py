@@ -31,7 +31,6 @@ from scipy import stats
 from morejax.experiments.shared.branch import branch
 from morejax.tasks.multiwoz.board import POLICY_ROWS
 
-GDPO = "--step.baseline group_mean --step.adv-norm group --step.multipliers fixed --step.weights fixed"
 GRIDS: dict[str, dict[str, str]] = {
     "ablation": {
         "more": "",
@@ -40,7 +39,7 @@ GRIDS: dict[str, dict[str, str]] = {
         "mixed 0.25": "--method mixed --mixed-weight 0.25",
         "mixed 0.5": "--method mixed --mixed-weight 0.5",
         "mixed 1": "--method mixed --mixed-weight 1",
-        "gdpo": f"{GDPO} --critic.kind none --ppo.samples 4",
+        "gdpo": "--method gdpo",
         "fixed": "--method fixed",
         "unconstrained": "--method unconstrained",
     },

@@ -207,6 +207,12 @@ def _streams(**more) -> StepConfig:
     return StepConfig(objectives=OBJECTIVES, constraints=CONSTRAINTS, **more)
 
 
+def _decoder(*, max_length: int, layers: int) -> DecoderConfig:
+    return DecoderConfig(
+        vocab_size=1088, max_length=max_length, layers=layers, width=128, heads=4, positions="rope", shift=True
+    )
+
+
 def _demo() -> ShopConfig:
     lm = LanguageModelConfig(epochs=2.0, tokens_per_batch=4096, learning_rate=2e-3, checkpoint_every=500)
     return ShopConfig(
