@@ -205,8 +205,8 @@ def _decode_apart(
 ) -> tuple[jax.Array, tuple[KVCache, ...]]:
     """`Decoder.decode` over a list of blocks and their caches."""
     positions = position[:, None]
-    sight = trunk._sight(additive(key_mask[:, None]), positions, token_positions(key_mask))
-    x, kept = trunk._embed_one(token, before, positions), []
+    sight = trunk.sight(additive(key_mask[:, None]), positions, token_positions(key_mask))
+    x, kept = trunk.embed_one(token, before, positions), []
     for index, (block, cache) in enumerate(zip(blocks, caches, strict=True)):
         q, *new = block.attention.project(block.norm1(x), sight.rotation)
         cache = KVCache(*(_write_at(whole, part, slot) for whole, part in zip(cache, new, strict=True)))

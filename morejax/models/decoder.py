@@ -72,7 +72,7 @@ class Decoder(nnx.Module):
           f32[B, Q - start, D]; rows of padding are finite and meaningless.
         """
         positions = token_positions(mask)
-        x, sight = self.embed(tokens, mask, positions), self._sight(causal_bias(mask), positions, positions)
+        x, sight = self.embed(tokens, mask, positions), self.sight(causal_bias(mask), positions, positions)
         if self.config.scan:
             x, _ = self._scan(lambda x, block, windowed: (block(x, sight, windowed)[0], None), x)
             return self.final_norm(x[:, start:])
@@ -100,7 +100,7 @@ class Decoder(nnx.Module):
           the last position's hidden state f32[B, D] and the cache, filled in [0, Q).
         """
         positions = token_positions(mask)
-        x, sight = self.embed(tokens, mask, positions), self._sight(causal_bias(mask), positions, positions)
+        x, sight = self.embed(tokens, mask, positions), self.sight(causal_bias(mask), positions, positions)
         dtype = jnp.dtype(cache_dtype or self.config.dtype)
 
         def kept(x: jax.Array) -> jax.Array:
@@ -144,11 +144,12 @@ class Decoder(nnx.Module):
           hidden state f32[B, D] and the cache.
         """
         positions = position[:, None]
-        sight = self._sight(additive(key_mask[:, None]), positions, token_positions(key_mask))
-        x, cache = self._cached(self._embed_one(token, before, positions), sight, slot, cache)
+        sight = self.sight(additive(key_mask[:, None]), positions, token_positions(key_mask))
+        x, cache = self._cached(self.embed_one(token, before, positions), sight, slot, cache)
         return self.final_norm(x[:, 0]), cache
 
-    def _embed_one(self, token: jax.Array, before: jax.Array, positions: jax.Array) -> jax.Array:
+    def embed_one(self, token: jax.Array, before: jax.Array, positions: jax.Array) -> jax.Array:
+        """`embed` of one more token a row: i32[B], i32[B], i32[B, 1] to `[B, 1, D]`."""
         return self.embed(token[:, None], jnp.ones((token.shape[0], 1), bool), positions, before)
 
     def extend(
@@ -180,7 +181,7 @@ class Decoder(nnx.Module):
         earlier = jnp.broadcast_to(key_mask[:, None, :], (*tokens.shape, key_mask.shape[1]))
         sees = jax.lax.dynamic_update_slice(earlier, block, (0, 0, slot))
         key_positions = jax.lax.dynamic_update_slice(token_positions(key_mask), positions, (0, slot))
-        sight = self._sight(additive(sees), positions, key_positions)
+        sight = self.sight(additive(sees), positions, key_positions)
         x, cache = self._cached(self.embed(tokens, mask, positions, before), sight, slot, cache, start=length - 1)
         return self.final_norm(x[:, -1]), cache
 
@@ -209,7 +210,7 @@ class Decoder(nnx.Module):
         (_, x, cache), _ = self._scan(step, (jnp.int32(0), x, cache), remat="none")
         return x, cache
 
-    def _sight(self, bias: jax.Array, positions: jax.Array, key_positions: jax.Array) -> Sight:
+    def sight(self, bias: jax.Array, positions: jax.Array, key_positions: jax.Array) -> Sight:
         """Biases and angles of queries at i32[B, Q] and keys at i32[B, P], given full attention's bias."""
         config = self.config
         return Sight(
