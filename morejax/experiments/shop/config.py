@@ -235,7 +235,7 @@ def _demo() -> ShopConfig:
 
 
 def _cpu() -> ShopConfig:
-    lm = LanguageModelConfig(epochs=2.5, tokens_per_batch=4096, learning_rate=2e-3)
+    lm = LanguageModelConfig(epochs=1.6, tokens_per_batch=4096, learning_rate=2e-3)
     return ShopConfig(
         preset="cpu",
         corpus=CorpusConfig(train=12000, dev=250, test=400, held_out=400),
