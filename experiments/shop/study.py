@@ -61,7 +61,7 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace) -> None:
         branch(options.backbone, out, seed)
     print(f"== {arm}, seed {seed}: {out}", file=sys.stderr, flush=True)
     flags = [*options.common, *ARMS[arm].split(), "--out", str(out), "--seed", str(seed)]
-    _shop(*flags, "--resume", "--stages", "generate", "ppo", "evaluate")
+    _shop(*flags, "--resume", "--score", "ppo", "--stages", "generate", "ppo", "evaluate")
 
 
 def run_ab(arms: Sequence[str], seed: int, options: argparse.Namespace) -> None:

@@ -101,7 +101,7 @@ def others(shop, finished):
         run(outs["resumed"], *stages, stop_after=2),
         run(outs["resumed"], *stages),
         run(outs["mixed"], *stages, "--method", "mixed", "--on-device", "no"),
-        run(outs["gdpo"], *stages, "--method", "gdpo"),
+        run(outs["gdpo"], *stages, "--method", "gdpo", "--score", "ppo"),
         run(outs["gdpo"], *stages, "--method", "gdpo", "--model.width", "32"),
         ("run", 0, _ab(folder / "ab", f"control={base}:supervised", f"{base}", f"twin={outs['resumed']}", "--json")),
         ("run", 0, _ab(folder / "none", f"{folder / 'nowhere'}")),
@@ -180,6 +180,8 @@ def test_baselines_run_on_the_host_and_on_the_device(others):
     mixed, gdpo = (read(outs[name] / "results.json") for name in ("mixed", "gdpo"))
     assert (mixed["method"], mixed["rewards_on_device"]) == ("mixed", False)
     assert (gdpo["method"], gdpo["rewards_on_device"]) == ("gdpo", True)
+    assert {row["system"] for row in mixed["scores"]} == {"supervised", "scaffold", "ppo"}
+    assert {row["system"] for row in gdpo["scores"]} == {"ppo"}
     for name in ("mixed", "gdpo"):
         metrics = read_stages(outs[name])["ppo"]
         assert metrics["step"].max() == ITERATIONS

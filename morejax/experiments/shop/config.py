@@ -152,11 +152,17 @@ class ShopConfig:
     """The simulated A/B test at the end."""
     samples: int = 20
     """Dialogues shown in the report."""
+    score: tuple[str, ...] = ()
+    """Models that the stage evaluate scores, of supervised, scaffold and ppo; empty: all there are. Runs that branch
+    from one backbone need not score its models each again."""
 
     def __post_init__(self) -> None:
         unknown = [stage for stage in self.stages if stage not in STAGES]
         if unknown:
             raise ValueError(f"--stages: {', '.join(unknown)} is not one of {', '.join(STAGES)}")
+        unknown = sorted(set(self.score) - {"supervised", "scaffold", "ppo"})
+        if unknown:
+            raise ValueError(f"--score: {', '.join(unknown)} is not one of supervised, scaffold, ppo")
         optimizer(self.optimizer, self.weight_decay)  # refuses what it does not know
         if self.devices is not None and self.devices < 0:
             raise ValueError(f"--devices must be 0 (all) or more, not {self.devices}")

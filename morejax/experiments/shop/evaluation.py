@@ -49,7 +49,12 @@ def evaluate(parts: ShopParts) -> dict[str, Any]:
     """Answer and score; writes results.json and samples.json."""
     rows, replies = [], {}
     judge = _language_judge(parts)
-    for name, system in systems(parts).items():
+    found = systems(parts)
+    missing = [name for name in parts.config.score if name not in found]
+    if missing:
+        raise ValueError(f"--score {' '.join(missing)}: the run has no such model, only {', '.join(found)}")
+    wanted = {name: system for name, system in found.items() if name in (parts.config.score or found)}
+    for name, system in wanted.items():
         for split in parts.eval_splits:
             prompts = _prompts(parts, split)
             made = _answers(parts, system, prompts, f"{name} answers {split}")
