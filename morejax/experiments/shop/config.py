@@ -232,7 +232,9 @@ def _demo() -> ShopConfig:
         supervised=lm,
         scaffold=replace(lm, epochs=0.3, learning_rate=1e-3),
         reward=RewardHeadConfig(examples=500, held_out=200, steps=300),
-        ppo=PPOConfig(iterations=30, turns=96, eval_every=10, eval_dialogues=40, checkpoint_every=10, keep="last"),
+        ppo=PPOConfig(
+            iterations=30, turns=96, temperature=0.5, eval_every=15, eval_dialogues=40, checkpoint_every=10, keep="last"
+        ),
         step=_streams(epochs=2, minibatches=4),
         numbers=StepNumbers(learning_rate=5e-4, warmup_steps=2, multiplier_ema=0.8),
         ab=ABConfig(dialogues=280),
@@ -253,8 +255,10 @@ def _cpu() -> ShopConfig:
         supervised=lm,
         scaffold=replace(lm, epochs=0.4, learning_rate=1e-3),
         reward=RewardHeadConfig(examples=3000, held_out=700),
-        ppo=PPOConfig(iterations=60, turns=192, eval_every=10, eval_dialogues=100, checkpoint_every=5, keep="last"),
-        step=_streams(epochs=2, minibatches=6),
+        ppo=PPOConfig(
+            iterations=40, turns=128, temperature=0.5, eval_every=20, eval_dialogues=100, checkpoint_every=5, keep="last"
+        ),
+        step=_streams(epochs=2, minibatches=4),
         numbers=StepNumbers(learning_rate=3e-4, warmup_steps=3),
         ab=ABConfig(dialogues=2000),
     )
