@@ -220,6 +220,7 @@ def _decoder(*, max_length: int, layers: int) -> DecoderConfig:
 
 
 def _demo() -> ShopConfig:
+    ppo = PPOConfig(temperature=0.5, keep="last")
     lm = LanguageModelConfig(epochs=2.0, tokens_per_batch=4096, learning_rate=2e-3, checkpoint_every=500)
     return ShopConfig(
         preset="demo",
@@ -232,9 +233,7 @@ def _demo() -> ShopConfig:
         supervised=lm,
         scaffold=replace(lm, epochs=0.3, learning_rate=1e-3),
         reward=RewardHeadConfig(examples=500, held_out=200, steps=300),
-        ppo=PPOConfig(
-            iterations=30, turns=96, temperature=0.5, eval_every=15, eval_dialogues=40, checkpoint_every=10, keep="last"
-        ),
+        ppo=replace(ppo, iterations=30, turns=96, eval_every=15, eval_dialogues=40, checkpoint_every=10),
         step=_streams(epochs=2, minibatches=4),
         numbers=StepNumbers(learning_rate=5e-4, warmup_steps=2, multiplier_ema=0.8),
         ab=ABConfig(dialogues=280),
@@ -243,6 +242,7 @@ def _demo() -> ShopConfig:
 
 
 def _cpu() -> ShopConfig:
+    ppo = PPOConfig(temperature=0.5, keep="last")
     lm = LanguageModelConfig(epochs=1.6, tokens_per_batch=4096, learning_rate=2e-3)
     return ShopConfig(
         preset="cpu",
@@ -255,9 +255,7 @@ def _cpu() -> ShopConfig:
         supervised=lm,
         scaffold=replace(lm, epochs=0.4, learning_rate=1e-3),
         reward=RewardHeadConfig(examples=3000, held_out=700),
-        ppo=PPOConfig(
-            iterations=40, turns=128, temperature=0.5, eval_every=20, eval_dialogues=100, checkpoint_every=5, keep="last"
-        ),
+        ppo=replace(ppo, iterations=40, turns=128, eval_every=20, eval_dialogues=100, checkpoint_every=5),
         step=_streams(epochs=2, minibatches=4),
         numbers=StepNumbers(learning_rate=3e-4, warmup_steps=3),
         ab=ABConfig(dialogues=2000),
