@@ -88,6 +88,14 @@ def slot_text(slot: str, value: int) -> str:
     return ontology.date_text(value) if kind is Kind.DATE else str(value)
 
 
+def value_words(question: Question, slot: str) -> str:
+    """What is true of a slot, in the words of the context."""
+    value = question.gold.values[SLOTS.index(slot)]
+    if slot in ("kyc", "status"):
+        return (ontology.KYC if slot == "kyc" else ontology.STATUSES)[value]
+    return slot_text(slot, value)
+
+
 def value_texts(question: Question) -> dict[str, str]:
     """Texts of all slots, and of the fields that templates need besides."""
     texts = {slot: slot_text(slot, value) for slot, value in zip(SLOTS, question.gold.values, strict=True)}

@@ -241,6 +241,11 @@ def rules_in_force(rules: Rules, decision: str) -> list[Rule]:
     return [rule for rule in of_decision if rule.reason != "tenor" or rules.promo_tenor]
 
 
+def reason_name(reason: str) -> str:
+    """A rule's reason in the words of the context."""
+    return reason.replace("not_delivered", "undelivered").replace("_", " ")
+
+
 def decision_name(decision: str) -> str:
     """A decision in one word."""
     return {"raise_limit": "raise"}.get(decision, decision)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from morejax.tasks.shop import ontology, policy
 from morejax.tasks.shop.ontology import ACTIONS, DECISIONS, DISCLOSURES, REASONS, SLOTS, index, money_text, percent_text
-from morejax.tasks.shop.oracle import Question, slot_text
+from morejax.tasks.shop.oracle import Question
+from morejax.tasks.shop.oracle import value_words as _text
 
 
 def reasoning_trace(question: Question) -> str:
@@ -47,18 +48,11 @@ def _rules_tried(question: Question, intent: str) -> str:
     """Rules of a decision in their order up to the first that holds."""
     tried = []
     for rule in policy.rules_in_force(question.case.rules, intent):
-        name = rule.reason.replace("not_delivered", "undelivered").replace("_", " ")
+        name = policy.reason_name(rule.reason)
         if rule.holds(question.case):
             return f"{policy.decision_name(intent)} : {' , '.join([*tried, name])} then no"
         tried.append(f"not {name}")
     return f"{policy.decision_name(intent)} : {' , '.join(tried)} then yes"
-
-
-def _text(question: Question, slot: str) -> str:
-    value = question.gold.values[index(SLOTS, slot)]
-    if slot in ("kyc", "status"):
-        return (ontology.KYC if slot == "kyc" else ontology.STATUSES)[value]
-    return slot_text(slot, value)
 
 
 def _limit(question: Question) -> str:
