@@ -5,7 +5,7 @@
     right answer -> words, reasoning                                              oracle, agent_wording, reasoning_trace
     case -> dialogues with users who make typos and change their mind             dialogues, user_turns, user_wording
     reply -> claims -> six reasoning functions                                    claims, phrase_tables, reasoning
-    tokens, prompts, examples                                                     tokenizer, context
+    tokens, prompts, examples; questions that teach to read and to calculate      tokenizer, context, drills
     streams on the host and inside a compiled iteration                           rewards, on_device, language
     simulated users: contacts, state of mind, next move, how it ends              contacts, user_model, observation,
                                                                                   live, outcomes, randomness
