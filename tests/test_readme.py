@@ -87,5 +87,5 @@ def test_experiment_flags_of_the_readme_are_flags():
     ).stdout
     used = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", README))
     elsewhere = {"--to", "--system", "--show-delex", "--json", "--size"}  # download, chat, evaluate, bench
-    elsewhere |= {"--worker", "--command"}  # gcloud
+    elsewhere |= {"--worker", "--command", "--arms"}  # gcloud; the shop's A/B test
     assert {flag for flag in used - elsewhere if flag not in help_text and flag != "--help"} == set()
