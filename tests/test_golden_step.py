@@ -255,10 +255,19 @@ def deviations(slow, expected, fast, metrics):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_step_equals_the_slow_one(core, name):
+    equals_the_slow_one(name, core.fast_compile())
+
+
+def test_step_as_users_compile_it_equals_the_slow_one(core):
+    """All of XLA's optimisations, which other tests do without (see conftest.py)."""
+    equals_the_slow_one("default", core.full_compile())
+
+
+def equals_the_slow_one(name, options):
     config, numbers = setting(name)
     params, steps = slow_run(name)
     state = init_state(Model(params), config, numbers)
-    step = jax.jit(partial(train_step, config=config), compiler_options=core.fast_compile())
+    step = jax.jit(partial(train_step, config=config), compiler_options=options)
     tolerance = ADAM_TOLERANCE if config.norm_space == "adam" else TOLERANCE
     for number, (rollout, slow, expected) in enumerate(steps):
         state, metrics = step(state, hide(rollout))

@@ -98,8 +98,8 @@ def others(shop, finished):
     stages = ["--resume", "--stages", "ppo", "evaluate"]
     statuses, printed, said = shop(
         *(("branch", 0, [str(base), str(out)]) for out in outs.values()),
-        run(outs["resumed"], *stages, stop_after=2),
-        run(outs["resumed"], *stages),
+        run(outs["resumed"], *stages, "--score", "ppo", stop_after=2),
+        run(outs["resumed"], *stages, "--score", "ppo"),
         run(outs["mixed"], *stages, "--method", "mixed", "--on-device", "no"),
         run(outs["gdpo"], *stages, "--method", "gdpo", "--score", "ppo"),
         run(outs["gdpo"], *stages, "--method", "gdpo", "--model.width", "32"),
