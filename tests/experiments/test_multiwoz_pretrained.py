@@ -100,33 +100,6 @@ def test_a_model_that_is_not_there_is_one_line(tiny, tmp_path, capsys):
     assert said == f"error: {tmp_path / 'empty'}: no config.json; expected a folder in the Hugging Face form"
 
 
-def test_a_run_from_scratch_is_exported_too(finished, tmp_path):
-    """GPT-2's kind; `--system supervised` takes that stage's model, which has no heads."""
-    from morejax.export import main as export
-
-    run, _ = finished
-    assert export([str(run), str(tmp_path / "out"), "--system", "supervised", "--dtype", "bfloat16"]) == 0
-    loaded = hf.load_pretrained(tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["GPT2LMHeadModel"]
-    assert hf.load_heads(tmp_path / "out") == {}
-    wanted = load_run(run, "supervised")[1]["trunk"]["embedding"]
-    np.testing.assert_allclose(loaded.params["trunk"]["embedding"], wanted, rtol=2**-8)
-    text = "the phone number is [phone] ."
-    ids = AutoTokenizer.from_pretrained(tmp_path / "out")(text, add_special_tokens=False)["input_ids"]
-    assert ids == vocabulary.load_tokenizer(run / "tokenizer")(text, add_special_tokens=False)["input_ids"]
-
-
-def test_an_export_that_cannot_be_says_why(finished, tmp_path, capsys):
-    from morejax.export import main as export
-
-    run, _ = finished
-    assert export([str(tmp_path), str(tmp_path / "out")]) == 2
-    assert "no run here (no config.json)" in capsys.readouterr().err
-    (tmp_path / "config.json").write_text("{}")
-    assert export([str(run), str(tmp_path)]) == 2
-    assert "holds a model already" in capsys.readouterr().err
-
-
 @pytest.fixture(scope="module")
 def adapted(tiny, folder, run, tmp_path_factory):
     """PPO of adapters on the same supervised model, in two sittings of one iteration."""

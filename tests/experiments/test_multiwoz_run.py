@@ -11,9 +11,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from transformers import AutoTokenizer
 
 from morejax.evaluate import evaluate_file
 from morejax.experiments.multiwoz.__main__ import main
+from morejax.export import load_run
+from morejax.export import main as export
+from morejax.models import hf
+from morejax.tasks.multiwoz import tokenizer as vocabulary
 from morejax.training.writers import read_stages
 
 pytestmark = pytest.mark.slow
@@ -160,7 +165,7 @@ def test_metrics_have_all_stages_and_names(finished):
     assert steps == list(range(1, steps[-1] + 1))
     assert len([line for line in supervised if "dev_loss" in line]) == 1
     assert [line["step"] for line in lines(run, "scaffold") if "dev_loss" in line]
-    assert [line["step"] for line in ppo if "kl" in line] == list(range(1, ITERATIONS + 1))
+    assert [line["step"] for line in ppo if "kl" in line] == [1, 2, 3]
     assert [line["step"] for line in ppo if "eval/combined" in line] == [0, 2, 4, ITERATIONS]
     names = set(ppo[-2])
     for stream in STREAMS:
@@ -278,6 +283,32 @@ def test_scoring_another_split_loses_nothing(held_back):
     assert config["command"] in page
 
 
+# Handing it on
+
+
+def test_a_run_from_scratch_is_exported_too(finished, tmp_path):
+    """GPT-2's kind; `--system supervised` takes that stage's model, which has no heads."""
+    run, _ = finished
+    assert export([str(run), str(tmp_path / "out"), "--system", "supervised", "--dtype", "bfloat16"]) == 0
+    loaded = hf.load_pretrained(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["GPT2LMHeadModel"]
+    assert hf.load_heads(tmp_path / "out") == {}
+    wanted = load_run(run, "supervised")[1]["trunk"]["embedding"]
+    np.testing.assert_allclose(loaded.params["trunk"]["embedding"], wanted, rtol=2**-8)
+    text = "the phone number is [phone] ."
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out")(text, add_special_tokens=False)["input_ids"]
+    assert ids == vocabulary.load_tokenizer(run / "tokenizer")(text, add_special_tokens=False)["input_ids"]
+
+
+def test_an_export_that_cannot_be_says_why(finished, tmp_path, capsys):
+    run, _ = finished
+    assert export([str(tmp_path), str(tmp_path / "out")]) == 2
+    assert "no run here (no config.json)" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{}")
+    assert export([str(run), str(tmp_path)]) == 2
+    assert "holds a model already" in capsys.readouterr().err
+
+
 # Stopping and going on
 
 
@@ -318,7 +349,7 @@ def test_nan_from_a_stream_stops_the_run_and_names_it(tiny, prepared, copy_of):
     run = copy_of(prepared)
     # The stream is called twice for the reference scores, then once an iteration.
     changes = ("--stages", "ppo", "--step.objectives", "likeness", "poison", "--ppo.checkpoint-every", "1")
-    arguments = tiny.arguments(run, *changes, resume=True)
+    arguments = tiny.arguments(run, *changes, "--ppo.iterations", "3", resume=True)
     stopped = tiny.poisoned("poison", 4, arguments)
     assert stopped.returncode == 3, stopped.stderr
     last = stopped.stderr.splitlines()[-1]
@@ -328,7 +359,7 @@ def test_nan_from_a_stream_stops_the_run_and_names_it(tiny, prepared, copy_of):
     assert (run / "checkpoints" / "ppo" / "1").is_dir()
     healed = tiny.poisoned("poison", 999, arguments)
     assert healed.returncode == 0, healed.stderr
-    assert [line["step"] for line in lines(run, "ppo") if "kl" in line] == list(range(1, ITERATIONS + 1))
+    assert [line["step"] for line in lines(run, "ppo") if "kl" in line] == [1, 2, 3]
 
 
 # Methods and tracks
