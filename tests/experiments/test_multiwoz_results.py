@@ -10,9 +10,10 @@ import pytest
 
 from morejax.config import StepConfig, StepNumbers
 from morejax.experiments.multiwoz.config import STAGES
-from morejax.experiments.multiwoz.evaluation import System, predict_splits
+from morejax.experiments.multiwoz.evaluation import predict_splits
 from morejax.experiments.multiwoz.pipeline import STAGES as FUNCTIONS
 from morejax.experiments.multiwoz.results import merge_scores, write_results
+from morejax.experiments.shared.systems import System
 from morejax.experiments.shared.thresholds import fill_numbers
 from morejax.tasks.multiwoz.records import Dialogue, Turn
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
-import textwrap
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +10,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from morejax.experiments.multiwoz.config import PRESETS, MultiwozConfig, preset, resolve
+from morejax.experiments.shared.command import run_command
 from morejax.experiments.shared.presets import preset_name
 
 if TYPE_CHECKING:
@@ -64,71 +61,23 @@ def _thresholds(config: MultiwozConfig, defaults: MultiwozConfig) -> dict[str, f
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the experiment; returns the exit status.
-
-    0 done, 2 a mistake in flags or data, 3 a number that is not finite, 4 another process failed, 128 + signal when
-    stopped.
-    """
-    # Before transformers and datasets are imported: no hub is asked for anything here.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        config = parse(sys.argv[1:] if arguments is None else arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    import jax
-
-    from morejax import hosts
-    from morejax.training.interrupt import Interrupted
-
-    began = time.monotonic()
-    try:
-        # Before any device is touched.
-        hosts.initialise(config.coordinator, config.processes, config.process, heartbeat=config.heartbeat)
-        report = _run(config)
-    except Interrupted as stopped:
-        hosts.say(f"{stopped}; continue with --resume")
-        return 128 + stopped.number
-    except KeyboardInterrupt:
-        print("stopped at once; --resume continues from the last checkpoint", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("MOREJAX_DEBUG"):
-            raise
-        print(f"{_who()}error: {error}", file=sys.stderr)
-        return 3 if isinstance(error, FloatingPointError) else 2
-    except hosts.HostError as error:
-        print(f"{_who()}error in {error}", file=sys.stderr)
-        return 4
-    except jax.errors.JaxRuntimeError as error:
-        if not jax.distributed.is_initialized() or os.environ.get("MOREJAX_DEBUG"):
-            raise
-        reason = textwrap.shorten(str(error), 300)
-        print(
-            f"{_who()}error: no answer from another process; start all again with --resume ({reason})", file=sys.stderr
-        )
-        return 4
-    hosts.say(f"done in {(time.monotonic() - began) / 60:.1f} minutes: {report}")
-    return 0
+    """Run the experiment; returns the exit status (see `run_command`)."""
+    return run_command(lambda: parse(sys.argv[1:] if arguments is None else arguments), _run)
 
 
 def _run(config: MultiwozConfig) -> Path:
+    from morejax import hosts
+
+    # Before any device is touched.
+    hosts.initialise(config.coordinator, config.processes, config.process, heartbeat=config.heartbeat)
     from morejax.experiments.multiwoz.parts import Parts
-    from morejax.experiments.multiwoz.pipeline import run_stages
+    from morejax.experiments.multiwoz.pipeline import run_pipeline
     from morejax.training.interrupt import StopRequest
 
     with StopRequest() as stop:
         parts = Parts(config, stop)
         banner(parts)
-        return run_stages(parts)
-
-
-def _who() -> str:
-    """Names this process in what it says, where there are several."""
-    import jax
-
-    return f"process {jax.process_index()}: " if jax.distributed.is_initialized() else ""
+        return run_pipeline(parts)
 
 
 def banner(parts: Parts) -> None:

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from morejax import hosts
 from morejax.experiments.multiwoz.decoding import Predictions
 from morejax.experiments.multiwoz.parts import Parts
 from morejax.experiments.multiwoz.results import write_results
-from morejax.models.split import Params
-
-
-@dataclass(frozen=True)
-class System:
-    """A model to score."""
-
-    params: Params
-    reasoned: bool = False
-    """Does it write acts before it answers?"""
+from morejax.experiments.shared.systems import System, systems
 
 
 def evaluate(parts: Parts) -> dict[str, Any]:
@@ -29,7 +19,7 @@ def evaluate(parts: Parts) -> dict[str, Any]:
     """
     predictions: dict[str, dict[str, Predictions]] = {}
     scores: list[dict[str, Any]] = []
-    for name, system in _systems(parts).items():
+    for name, system in systems(parts).items():
         predictions[name] = predict_splits(parts, name, system, parts.eval_splits)
         for part, made in predictions[name].items():
             row = {"system": name, "split": part} | parts.task.score(made, part)
@@ -37,18 +27,6 @@ def evaluate(parts: Parts) -> dict[str, Any]:
             scores.append(row)
     results = hosts.on_main(lambda: write_results(parts, scores, predictions))
     return {"splits": list(dict.fromkeys(row["split"] for row in results["scores"]))}
-
-
-def _systems(parts: Parts) -> dict[str, System]:
-    """The models that the run has; the one it is about stands last."""
-    systems = {"supervised": System(parts.load("supervised"))}
-    if parts.run.stage_record("scaffold") is not None:
-        systems["scaffold"] = System(parts.load("scaffold"), reasoned=True)
-    if parts.config.method == "supervised":
-        systems["supervised"] = systems.pop("supervised")
-    elif parts.run.stage_record("ppo") is not None:
-        systems["ppo"] = System(parts.load_actor())
-    return systems
 
 
 def predict_splits(parts: Parts, name: str, system: System, splits: Sequence[str]) -> dict[str, Predictions]:

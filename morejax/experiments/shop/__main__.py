@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
-import time
 from pathlib import Path
 
 import tyro
 
+from morejax.experiments.shared.command import run_command
 from morejax.experiments.shared.presets import preset_name
 from morejax.experiments.shop.config import PRESETS, ShopConfig, preset, resolve
 
@@ -54,52 +52,24 @@ def parse(arguments: list[str]) -> ShopConfig:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the experiment, or its subcommand `ab`; returns the exit status.
-
-    0 done, 2 a mistake in flags or folders, 3 a number that is not finite, 128 + signal when stopped.
-    """
-    # Before transformers is imported: no hub is asked for anything here.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    """Run the experiment, or its subcommand `ab`; returns the exit status (see `run_command`)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["ab"]:
         from morejax.experiments.shop.ab import main as ab
 
         return ab(arguments[1:])
-    try:
-        config = parse(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    from morejax.training.interrupt import Interrupted
-
-    began = time.monotonic()
-    try:
-        report = _run(config)
-    except Interrupted as stopped:
-        print(f"{stopped}; continue with --resume", file=sys.stderr)
-        return 128 + stopped.number
-    except KeyboardInterrupt:
-        print("stopped at once; --resume continues from the last checkpoint", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("MOREJAX_DEBUG"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 3 if isinstance(error, FloatingPointError) else 2
-    print(f"done in {(time.monotonic() - began) / 60:.1f} minutes: {report}", file=sys.stderr)
-    return 0
+    return run_command(lambda: parse(arguments), _run)
 
 
 def _run(config: ShopConfig) -> Path:
     from morejax.experiments.shop.parts import ShopParts
-    from morejax.experiments.shop.pipeline import run_stages
+    from morejax.experiments.shop.pipeline import run_pipeline
     from morejax.training.interrupt import StopRequest
 
     with StopRequest() as stop:
         parts = ShopParts(config, stop)
         _banner(parts)
-        return run_stages(parts)
+        return run_pipeline(parts)
 
 
 def _banner(parts) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from morejax import hosts
+from morejax.experiments.shared.command import run_command
+from morejax.experiments.shared.systems import System, systems
 from morejax.experiments.shop.config import ABConfig, ShopConfig
-from morejax.experiments.shop.evaluation import System, systems
 from morejax.experiments.shop.loading import load_run
 from morejax.experiments.shop.parts import ShopParts
 from morejax.training.run import write_json
@@ -104,18 +104,17 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m morejax.experiments.shop ab ...`; returns the exit status."""
-    options = parse_arguments(arguments)
-    try:
-        config = ABConfig(options.dialogues, options.days, options.seed, tuple(options.settings), options.split)
-        arms, run = load_arms(options.arms)
-        document = run_test(arms, config, run, options.out)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """`python -m morejax.experiments.shop ab ...`; returns the exit status (see `run_command`)."""
+    return run_command(lambda: parse_arguments(arguments), _run)
+
+
+def _run(options: argparse.Namespace) -> Path:
+    config = ABConfig(options.dialogues, options.days, options.seed, tuple(options.settings), options.split)
+    arms, run = load_arms(options.arms)
+    document = run_test(arms, config, run, options.out)
     if options.json:
         print(json.dumps(document))
-    return 0
+    return options.out
 
 
 def load_arms(named: Sequence[str]) -> tuple[Arms, ShopConfig]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 
 from morejax import hosts
 from morejax.experiments.shared import naturalness
+from morejax.experiments.shared.systems import System, systems
 from morejax.experiments.shop.config import OBJECTIVES
 from morejax.experiments.shop.parts import ShopParts
 from morejax.experiments.shop.results import write_results
@@ -22,27 +22,6 @@ from morejax.training.reward_heads import head_logits
 
 RULES = ("overlap", "concision", "empathy")
 """Language scores that need no model."""
-
-
-@dataclass(frozen=True)
-class System:
-    """A model to score."""
-
-    params: Params
-    reasoned: bool = False
-    """Does it write its reasoning before it answers?"""
-
-
-def systems(parts: ShopParts) -> dict[str, System]:
-    """The models that the run has; the one it is about stands last."""
-    found = {"supervised": System(parts.load("supervised"))}
-    if parts.run.stage_record("scaffold") is not None:
-        found["scaffold"] = System(parts.load("scaffold"), reasoned=True)
-    if parts.config.method == "supervised":
-        found["supervised"] = found.pop("supervised")
-    elif parts.run.stage_record("ppo") is not None:
-        found["ppo"] = System(parts.load_actor())
-    return found
 
 
 def evaluate(parts: ShopParts) -> dict[str, Any]:

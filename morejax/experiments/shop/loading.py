@@ -7,8 +7,8 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from morejax.experiments.shared.systems import System, systems
 from morejax.experiments.shop.config import ShopConfig
-from morejax.experiments.shop.evaluation import System, systems
 from morejax.experiments.shop.parts import ShopParts
 from morejax.training.interrupt import StopRequest
 
