@@ -20,6 +20,7 @@ from flax import nnx, struct
 
 from morejax.models.response import response_hidden
 from morejax.models.split import Params, merge
+from morejax.optimizers import Name, kernels, optimizer
 from morejax.rollout import token_logp
 from morejax.training import batching
 from morejax.training.batching import SequenceBatch, Sequences
@@ -42,8 +43,10 @@ class LanguageModelConfig:
     """Peak of the warmup-cosine schedule."""
     warmup: float = 0.05
     """Share of the steps that warms up."""
+    optimizer: Name = "adam"
+    """Rule of the updates; muon learns from scratch in fewer steps."""
     weight_decay: float = 0.05
-    """AdamW's decay of matrices."""
+    """Decay of matrices, decoupled from the gradient (AdamW)."""
     token_dropout: float = 0.0
     """Probability with which a context token is hidden."""
     max_grad_norm: float = 1.0
@@ -57,6 +60,7 @@ class LanguageModelConfig:
         for name in ("epochs", "tokens_per_batch", "learning_rate", "max_grad_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        optimizer(self.optimizer)  # refuses what it does not know
 
 
 @struct.dataclass
@@ -69,7 +73,7 @@ class LanguageModelState:
 
 
 def make_optimizer(config: LanguageModelConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW with warmup and cosine decay to a tenth; decay on matrices only."""
+    """Clipping, the optimizer by name, decay of matrices, warmup, and cosine decay to a twentieth."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0,
         config.learning_rate,
@@ -77,10 +81,11 @@ def make_optimizer(config: LanguageModelConfig, steps: int) -> optax.GradientTra
         max(2, steps),
         0.05 * config.learning_rate,
     )
-    matrices = partial(jax.tree_util.tree_map_with_path, lambda path, leaf: "kernel" in jax.tree_util.keystr(path))
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=config.weight_decay, mask=matrices),
+        optimizer(config.optimizer),
+        optax.add_decayed_weights(config.weight_decay, mask=kernels),
+        optax.scale_by_learning_rate(schedule),
     )
 
 

@@ -109,7 +109,7 @@ class MultiwozConfig:
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """The loop around the step."""
     optimizer: Name = "adam"
-    """Of PPO. Low on memory: adafactor, lion, adam_bf16 (its first moment in bfloat16), sgd."""
+    """Of PPO. Low on memory: adafactor, lion, adam_bf16 (its first moment in bfloat16), muon, sgd."""
     weight_decay: float = 0.0
     """Of PPO, decoupled (AdamW)."""
     step: StepConfig = field(default_factory=StepConfig)
