@@ -255,7 +255,7 @@ def _cpu() -> ShopConfig:
         supervised=lm,
         scaffold=replace(lm, epochs=0.4, learning_rate=1e-3),
         reward=RewardHeadConfig(examples=3000, held_out=700),
-        ppo=replace(ppo, iterations=40, turns=128, eval_every=20, eval_dialogues=100, checkpoint_every=5),
+        ppo=replace(ppo, iterations=24, turns=128, eval_every=12, eval_dialogues=100, checkpoint_every=6),
         step=_streams(epochs=2, minibatches=4),
         numbers=StepNumbers(learning_rate=3e-4, warmup_steps=3),
         ab=ABConfig(dialogues=2000),
