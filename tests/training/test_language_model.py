@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +142,11 @@ def test_only_matrices_decay():
     np.testing.assert_array_equal(moved["embedding"], params["embedding"])
 
 
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match="must be one of adam, .*, not 'adamw'"):
+        LanguageModelConfig(optimizer="adamw")
+
+
 @pytest.mark.parametrize("name", ["epochs", "tokens_per_batch", "learning_rate", "max_grad_norm"])
 def test_settings_that_make_no_sense(name):
     with pytest.raises(ValueError, match=f"{name} must be positive, not 0"):
@@ -181,6 +187,18 @@ def test_stopped_anywhere_it_ends_up_in_the_same_place(model, undisturbed, tmp_p
     assert_same(resumed, params)
     assert again == record
     assert logged(tmp_path) == logged(folder)
+
+
+def test_an_optimizer_of_several_parts_goes_on_too(model, tmp_path):
+    """Muon keeps a momentum of some parameters and Adam's moments of the others."""
+    config = replace(CONFIG, epochs=1, optimizer="muon")
+    params, record = fit(model, tmp_path / "whole", config=config)
+    with pytest.raises(Interrupted):
+        fit(model, tmp_path / "cut", config=config, stop=Stop(2))
+    resumed, again = fit(model, tmp_path / "cut", config=config)
+    assert_same(resumed, params)
+    assert again == record
+    assert record["dev_loss"] != fit(model, tmp_path / "adam", config=replace(config, optimizer="adam"))[1]["dev_loss"]
 
 
 def test_lost_steps_are_taken_again(model, undisturbed, tmp_path):
