@@ -143,7 +143,7 @@ def test_only_matrices_decay():
 
 
 def test_an_unknown_optimizer_is_refused():
-    with pytest.raises(ValueError, match="must be one of adam, .*, not 'adamw'"):
+    with pytest.raises(ValueError, match=r"must be one of adam, .*, not 'adamw'"):
         LanguageModelConfig(optimizer="adamw")
 
 
