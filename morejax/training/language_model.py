@@ -39,6 +39,9 @@ class LanguageModelConfig:
     """Passes over the examples; fractions are allowed."""
     tokens_per_batch: int = 4096
     """Tokens of a batch, padding included."""
+    bucket: int = 32
+    """Lengths of sequences are rounded up to a multiple of it: larger means more padding, and fewer shapes, each of
+    which is compiled once."""
     learning_rate: float = 2e-3
     """Peak of the warmup-cosine schedule."""
     warmup: float = 0.05
@@ -57,7 +60,7 @@ class LanguageModelConfig:
     """Steps between two lines of the log."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "tokens_per_batch", "learning_rate", "max_grad_norm"):
+        for name in ("epochs", "tokens_per_batch", "bucket", "learning_rate", "max_grad_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         optimizer(self.optimizer)  # refuses what it does not know
@@ -149,7 +152,7 @@ def evaluate_loss(
     """Mean negative log-likelihood per target token over all sequences, nats."""
     loss_of = _compiled_loss(graphdef)
     size, rows = config.tokens_per_batch, _batch_rows(placement)
-    groups = batching.bucket(sequences, size, rows=rows)
+    groups = batching.bucket(sequences, size, step=config.bucket, rows=rows)
     batches = batching.epoch_batches(sequences, groups, size, seed=0, epoch=0, pad_id=pad, rows=rows)
     parts = [loss_of(params, *placement.rows((batch.tokens, batch.mask, batch.targets))) for batch in batches]
     losses, counts = np.array([[float(loss), float(count)] for loss, count in parts]).T
@@ -210,7 +213,7 @@ def fit(
         Interrupted: after a signal, once a checkpoint is written.
     """
     rows = _batch_rows(placement)
-    groups = batching.bucket(train, config.tokens_per_batch, rows=rows)
+    groups = batching.bucket(train, config.tokens_per_batch, step=config.bucket, rows=rows)
     per_epoch = batching.batches_per_epoch(groups, config.tokens_per_batch, rows)
     steps = max(1, math.ceil(config.epochs * per_epoch))
     tx = make_optimizer(config, steps)

@@ -147,7 +147,7 @@ def test_an_unknown_optimizer_is_refused():
         LanguageModelConfig(optimizer="adamw")
 
 
-@pytest.mark.parametrize("name", ["epochs", "tokens_per_batch", "learning_rate", "max_grad_norm"])
+@pytest.mark.parametrize("name", ["epochs", "tokens_per_batch", "bucket", "learning_rate", "max_grad_norm"])
 def test_settings_that_make_no_sense(name):
     with pytest.raises(ValueError, match=f"{name} must be positive, not 0"):
         LanguageModelConfig(**{name: 0})
