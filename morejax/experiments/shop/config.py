@@ -221,7 +221,7 @@ def _decoder(*, max_length: int, layers: int) -> DecoderConfig:
 
 def _demo() -> ShopConfig:
     ppo = PPOConfig(temperature=0.5, keep="last")
-    lm = LanguageModelConfig(epochs=2.0, tokens_per_batch=4096, bucket=64, optimizer="muon", checkpoint_every=500)
+    lm = LanguageModelConfig(epochs=1.7, tokens_per_batch=4096, bucket=64, optimizer="muon", checkpoint_every=500)
     return ShopConfig(
         preset="demo",
         corpus=CorpusConfig(train=5000, dev=80, test=80, held_out=80),
