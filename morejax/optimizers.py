@@ -21,28 +21,33 @@ import optax
 
 Name = Literal["adam", "adam_bf16", "lion", "adafactor", "muon", "sgd"]
 
+# Layers whose results are logits, values or rewards.
+_LAST = ("policy", "outer")
+
 
 def kernels(params: Any) -> Any:
-    """Which parameters are the matrices of linear layers, stacked over layers or not: those called `kernel`."""
+    """Which parameters are matrices of linear layers: a bool each, true for those called `kernel`, f[..., in, out]."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim > 1 and "kernel" in jax.tree_util.keystr(path[-1:]), params
     )
 
 
 def _muon() -> optax.GradientTransformation:
-    """Kernels move along the orthogonalised momentum, the rest (embeddings, norms, biases, adapters) as under NAdam.
+    """Kernels between layers move along the orthogonalised momentum, all else as under NAdam.
 
-    Updates of kernels have a root mean square of 0.5: the rate that suits Adam then suits both. (At 0.2, which matches
-    the size of Adam's updates, small models learn from scratch more slowly; at 1 no faster.)
+    All else is embeddings, the last layers of heads, norms, biases and adapters: Muon is made for matrices between
+    hidden states. Updates of kernels have a root mean square of 0.5, so that the rate that suits Adam suits both. (At
+    0.2, the size of Adam's own updates, small models learn from scratch more slowly; at 1 no faster.)
     """
 
-    def matrices(params: Any) -> Any:
+    def matrix(path: tuple, leaf: jax.Array, kernel: bool) -> optax.contrib.MuonDimensionNumbers | None:
+        if not kernel or any(name in jax.tree_util.keystr(path) for name in _LAST):
+            return None
         # The last two axes; those before count layers, each of which is orthogonalised by itself.
-        return jax.tree.map(
-            lambda leaf, kernel: optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if kernel else None,
-            params,
-            kernels(params),
-        )
+        return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+
+    def matrices(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(matrix, params, kernels(params))
 
     descent = optax.contrib.muon(
         1.0, adam_b1=0.9, adam_b2=0.98, consistent_rms=0.5, muon_weight_dimension_numbers=matrices

@@ -54,6 +54,7 @@ def test_muon_orthogonalises_each_layer():
         "kernel": jnp.asarray(left * np.geomspace(1.0, 0.05, 8) @ right, jnp.float32),
         "bias": jnp.ones((2, 8)),
         "embedding": jnp.ones((9, 8)),
+        "policy": {"kernel": jnp.ones((8, 9))},
     }
     tx = optimizer("muon")
     update, _ = tx.update(gradient, tx.init(gradient), gradient)
@@ -65,8 +66,8 @@ def test_muon_orthogonalises_each_layer():
     alone, _ = tx.update(one, tx.init(one), one)
     np.testing.assert_allclose(alone["kernel"][0], update["kernel"][0], atol=1e-5)
     # Adam's first update of ones, looking ahead: 1 + b1 (1 - b1) / (1 - b1^2).
-    for name in ("bias", "embedding"):
-        np.testing.assert_allclose(update[name], 1 + 0.09 / 0.19, rtol=1e-4)
+    for leaf in (update["bias"], update["embedding"], update["policy"]["kernel"]):
+        np.testing.assert_allclose(leaf, 1 + 0.09 / 0.19, rtol=1e-4)
 
 
 def test_weight_decay_is_decoupled():
