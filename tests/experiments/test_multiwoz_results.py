@@ -159,6 +159,11 @@ def test_thresholds_and_targets_that_are_not_given_are_measured(caplog):
     assert caplog.records == []
 
 
+def test_a_threshold_is_not_below_zero():
+    measured = {**MEASURED, "scaffold": {**MEASURED["scaffold"], "inform": 0.004}}
+    assert fill_numbers(STEP, StepNumbers(thresholds={}), measured, margin=0.01).thresholds["inform"] == 0.0
+
+
 def test_a_threshold_out_of_the_scaffolds_reach_is_warned_about(caplog):
     numbers = StepNumbers(thresholds={"success": 0.74, "inform": 0.8}, targets={"fluency": 0.1})
     with caplog.at_level(logging.WARNING, logger="morejax"):

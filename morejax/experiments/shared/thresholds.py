@@ -80,10 +80,12 @@ def fill_numbers(step: StepConfig, numbers: StepNumbers, measured: Scores, margi
         step: structure of the step.
         numbers: as configured.
         measured: from `reference_scores`.
-        margin: how far below the scaffold's J a threshold lies.
+        margin: how far below the scaffold's J a threshold lies, but at 0 or above.
     """
     scaffold, human = measured["scaffold"], measured["human"]
-    thresholds = {name: scaffold[name] - margin for name in step.constraints} | dict(numbers.thresholds)
+    # Scores are probabilities: a threshold below 0 would ask for nothing.
+    own = {name: max(scaffold[name] - margin, 0.0) for name in step.constraints}
+    thresholds = own | dict(numbers.thresholds)
     for name in step.constraints:
         _warn_out_of_reach(name, thresholds[name], scaffold[name], measured["dialogues"]["count"])
     # Human replies are the target where they can be scored; likeness to them is 1 by definition.
