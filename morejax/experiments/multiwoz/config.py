@@ -9,36 +9,23 @@ from typing import Annotated, Literal
 import tyro
 
 from morejax.config import StepConfig, StepNumbers
-from morejax.experiments.shared.methods import Method, apply_method, check_rollout
+from morejax.experiments.shared.config import FIRST_READ, ExperimentConfig, check_stages, preset_of
+from morejax.experiments.shared.methods import apply_method
 from morejax.models.actor_critic import CriticConfig
 from morejax.models.decoder_config import DecoderConfig
-from morejax.optimizers import Name, optimizer
-from morejax.sharding import parse_mesh
 from morejax.tasks.multiwoz.examples import ContextConfig
 from morejax.training.language_model import LanguageModelConfig
 from morejax.training.ppo_config import PPOConfig
 from morejax.training.reward_heads import RewardHeadConfig
 
+__all__ = ["FIRST_READ", "PRESETS", "STAGES", "MultiwozConfig", "preset", "resolve"]
+
 STAGES = ("supervised", "scaffold", "reward_heads", "ppo", "evaluate")
-# Entries that the supervised stage does not read, and the first stage that does.
-FIRST_READ = {
-    "scaffold": "scaffold",
-    "reward": "reward_heads",
-    "ppo": "ppo",
-    "optimizer": "ppo",
-    "weight_decay": "ppo",
-    "step": "ppo",
-    "numbers": "ppo",
-    "critic": "ppo",
-    "method": "ppo",
-    "mixed_weight": "ppo",
-    "threshold_margin": "ppo",
-}
 PRESETS = ("demo", "cpu", "gpu")
 
 
 @dataclass(frozen=True)
-class MultiwozConfig:
+class MultiwozConfig(ExperimentConfig):
     """Train and score a dialogue policy on MultiWOZ 2.2, or on the embedded corpus when no data folder is given."""
 
     preset: Literal["demo", "cpu", "gpu"] = "demo"
@@ -46,26 +33,10 @@ class MultiwozConfig:
     data_dir: Path | None = None
     """Folder with MultiWOZ 2.2 in its release layout (see `python -m morejax.tasks.multiwoz.download --help`). Without
     it the embedded corpus is used; with it nothing else is."""
-    out: Path | None = None
-    """Folder of the run; default runs/multiwoz/<preset>-<track>-<method>-<seed>."""
-    resume: bool = False
-    """Continue the run in --out from its last checkpoint."""
-    method: Method = "more"
-    """more: constraints and adaptive weights; mixed: all streams in one weighted sum; fixed: constraints, fixed
-    objective weights; unconstrained: adaptive weights, no constraints; gdpo: a weighted sum of streams normalised in
-    groups of replies, no critic; supervised: no PPO."""
     track: Literal["policy", "e2e"] = "policy"
     """policy: the gold state is in the context; e2e: the model writes the state itself."""
     stages: tuple[str, ...] = STAGES
     """Stages to run, in order; finished ones of a resumed run are skipped."""
-    seed: int = 0
-    """Seed of initialisation, orders and sampling."""
-    devices: int | None = None
-    """Devices to use, data-parallel; 0 takes all there are. The short form of --mesh data=N. Default: 1, or all where
-    there are several processes."""
-    mesh: str = ""
-    """Devices as axes, e.g. data=8,fsdp=4,tensor=2: sequences are cut along data and fsdp, parameters, optimizer and
-    models along fsdp and tensor. All devices there are; one size may be -1, the rest of them."""
     coordinator: str | None = None
     """host:port of process 0, on several hosts that no launcher joins; auto asks the cluster (Slurm, Open MPI,
     Kubernetes, TPU pods), which happens by itself where its variables speak of several processes."""
@@ -96,54 +67,21 @@ class MultiwozConfig:
     """The decoder; its vocabulary is set by the task. With --model.lora.rank PPO trains adapters on the supervised
     model, which stays as it is: of policy, reference (--ppo.ref-context direct) and critic (--critic.kind base or
     shared) there is one set of weights."""
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    """The critic."""
     context: ContextConfig = field(default_factory=ContextConfig)
     """What the model sees of a dialogue; its track is --track."""
-    supervised: LanguageModelConfig = field(default_factory=LanguageModelConfig)
-    """Supervised stage."""
-    scaffold: LanguageModelConfig = field(default_factory=LanguageModelConfig)
-    """Scaffold stage; starts from the supervised parameters."""
-    reward: RewardHeadConfig = field(default_factory=RewardHeadConfig)
-    """Naturalness head."""
-    ppo: PPOConfig = field(default_factory=PPOConfig)
-    """The loop around the step."""
-    optimizer: Name = "adam"
-    """Of PPO. Low on memory: adafactor, lion, adam_bf16 (its first moment in bfloat16), muon, sgd."""
-    weight_decay: float = 0.0
-    """Of PPO, decoupled (AdamW)."""
-    step: StepConfig = field(default_factory=StepConfig)
-    """The structure of the step; --method sets its multipliers, weights and clip."""
-    numbers: StepNumbers = field(default_factory=StepNumbers)
-    """The step's numbers. A constraint without a threshold gets the scaffold's score minus --threshold-margin."""
-    threshold_margin: float = 0.01
-    """How far below the scaffold's own score a threshold lies that is not given."""
-    mixed_weight: float = 0.25
-    """Weight of every constraint stream under --method mixed and gdpo, the objectives together having 1."""
-    samples: int = 20
-    """Dialogues shown in the report."""
 
     def __post_init__(self) -> None:
-        unknown = [stage for stage in self.stages if stage not in STAGES]
-        if unknown:
-            raise ValueError(f"--stages: {', '.join(unknown)} is not one of {', '.join(STAGES)}")
+        check_stages(self.stages, STAGES)
         if self.split and self.eval_splits not in ((), self.split):
             raise ValueError(
                 f"--split {' '.join(self.split)} and --eval-splits {' '.join(self.eval_splits)} both name the splits "
                 "to score: give one of them"
             )
-        optimizer(self.optimizer, self.weight_decay)  # refuses what it does not know
-        if self.devices is not None and self.devices < 0:
-            raise ValueError(f"--devices must be 0 (all) or more, not {self.devices}")
-        if self.mesh:
-            if self.devices is not None:
-                raise ValueError(f"--devices {self.devices} is short for --mesh data={self.devices}: give one of them")
-            parse_mesh(self.mesh)
+        super().__post_init__()
         if self.heartbeat < 1:
             raise ValueError(f"--heartbeat must be at least 1 second, not {self.heartbeat}")
         if self.pretrained is None:
             _check_length(self.model, self.context)
-        check_rollout(self)
 
     @property
     def run_dir(self) -> Path:
@@ -207,9 +145,7 @@ def preset(name: str) -> MultiwozConfig:
     cpu: MultiWOZ 2.2 within 2.5 hours on 2 cores.
     gpu: MultiWOZ 2.2 within 25 minutes on one H100-class GPU.
     """
-    if name not in PRESETS:
-        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, not {name!r}")
-    return {"demo": _demo, "cpu": _cpu, "gpu": _gpu}[name]()
+    return preset_of(name, {"demo": _demo, "cpu": _cpu, "gpu": _gpu})
 
 
 _THRESHOLDS = {"inform": 0.93, "success": 0.90}

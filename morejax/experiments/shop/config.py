@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from morejax.config import StepConfig, StepNumbers
-from morejax.experiments.shared.methods import Method, apply_method, check_rollout
+from morejax.experiments.shared import config as shared
+from morejax.experiments.shared.config import ExperimentConfig, check_stages, preset_of
+from morejax.experiments.shared.methods import apply_method
 from morejax.models.actor_critic import CriticConfig
 from morejax.models.decoder_config import DecoderConfig
-from morejax.optimizers import Name, optimizer
-from morejax.sharding import parse_mesh
 from morejax.tasks.shop.context import ContextConfig
 from morejax.tasks.shop.ontology import FUNCTIONS
 from morejax.training.language_model import LanguageModelConfig
@@ -19,22 +19,7 @@ from morejax.training.ppo_config import PPOConfig
 from morejax.training.reward_heads import RewardHeadConfig
 
 STAGES = ("generate", "supervised", "scaffold", "reward_heads", "ppo", "evaluate", "ab")
-# Entries that the first stages do not read, and the first stage that does.
-FIRST_READ = {
-    "scaffold": "scaffold",
-    "reward": "reward_heads",
-    "ppo": "ppo",
-    "on_device": "ppo",
-    "optimizer": "ppo",
-    "weight_decay": "ppo",
-    "step": "ppo",
-    "numbers": "ppo",
-    "critic": "ppo",
-    "method": "ppo",
-    "mixed_weight": "ppo",
-    "threshold_margin": "ppo",
-    "ab": "ab",
-}
+FIRST_READ = shared.FIRST_READ | {"on_device": "ppo", "ab": "ab"}
 PRESETS = ("demo", "cpu")
 OBJECTIVES = ("overlap", "fluency", "naturalness", "concision", "empathy")
 CONSTRAINTS = FUNCTIONS
@@ -96,82 +81,33 @@ class ABConfig:
 
 
 @dataclass(frozen=True)
-class ShopConfig:
+class ShopConfig(ExperimentConfig):
     """Train a service agent for a simulated shop, and put it to an A/B test against simulated users."""
 
     preset: Literal["demo", "cpu"] = "demo"
     """Where the other fields' defaults come from: demo (minutes on 2 cores) or cpu (2 cores, hours)."""
-    out: Path | None = None
-    """Folder of the run; default runs/shop/<preset>-<method>-<seed>."""
-    resume: bool = False
-    """Continue the run in --out from its last checkpoint."""
-    method: Method = "more"
-    """more: constraints and adaptive weights; mixed: all streams in one weighted sum; fixed: constraints, fixed
-    objective weights; unconstrained: adaptive weights, no constraints; gdpo: a weighted sum of streams normalised in
-    groups of replies, no critic; supervised: no PPO."""
     stages: tuple[str, ...] = STAGES
     """Stages to run, in order; finished ones of a resumed run are skipped."""
-    seed: int = 0
-    """Seed of initialisation, orders and sampling."""
-    devices: int | None = None
-    """Devices to use, data-parallel; 0 takes all there are. The short form of --mesh data=N."""
-    mesh: str = ""
-    """Devices as axes, e.g. data=4,fsdp=2; one size may be -1, the rest of them."""
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     """Dialogues to generate."""
-    model: DecoderConfig = field(default_factory=DecoderConfig)
-    """The decoder; its vocabulary is set by the task."""
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    """The critic."""
     context: ContextConfig = field(default_factory=ContextConfig)
     """What the model sees of a dialogue."""
-    supervised: LanguageModelConfig = field(default_factory=LanguageModelConfig)
-    """Supervised stage."""
-    scaffold: LanguageModelConfig = field(default_factory=LanguageModelConfig)
-    """Scaffold stage, which learns to write the reasoning before the reply; starts from the supervised parameters."""
-    reward: RewardHeadConfig = field(default_factory=RewardHeadConfig)
-    """Naturalness head."""
-    ppo: PPOConfig = field(default_factory=PPOConfig)
-    """The loop around the step. --ppo.turns S rows answer S / --ppo.samples turns of the corpus."""
     on_device: Literal["auto", "no"] = "auto"
     """auto: an iteration is one program on the device, where all streams can be computed there and turns stand on their
     own; no: rewards are computed on the host."""
-    optimizer: Name = "adam"
-    """Of PPO."""
-    weight_decay: float = 0.0
-    """Of PPO, decoupled (AdamW)."""
-    step: StepConfig = field(default_factory=StepConfig)
-    """The structure of the step; --method sets its multipliers, weights, baseline and clip."""
-    numbers: StepNumbers = field(default_factory=StepNumbers)
-    """The step's numbers. A constraint without a threshold gets the scaffold's score minus --threshold-margin."""
-    threshold_margin: float = 0.01
-    """How far below the scaffold's own score a threshold lies that is not given."""
-    mixed_weight: float = 0.25
-    """Weight of every constraint stream under --method mixed and gdpo, the objectives together having 1."""
     ab: ABConfig = field(default_factory=ABConfig)
     """The simulated A/B test at the end."""
-    samples: int = 20
-    """Dialogues shown in the report."""
     score: tuple[str, ...] = ()
     """Models that the stage evaluate scores, of supervised, scaffold and ppo; empty: all there are. Runs that branch
     from one backbone need not score its models each again."""
 
     def __post_init__(self) -> None:
-        unknown = [stage for stage in self.stages if stage not in STAGES]
-        if unknown:
-            raise ValueError(f"--stages: {', '.join(unknown)} is not one of {', '.join(STAGES)}")
+        check_stages(self.stages, STAGES)
         unknown = sorted(set(self.score) - {"supervised", "scaffold", "ppo"})
         if unknown:
             raise ValueError(f"--score: {', '.join(unknown)} is not one of supervised, scaffold, ppo")
-        optimizer(self.optimizer, self.weight_decay)  # refuses what it does not know
-        if self.devices is not None and self.devices < 0:
-            raise ValueError(f"--devices must be 0 (all) or more, not {self.devices}")
-        if self.mesh:
-            if self.devices is not None:
-                raise ValueError(f"--devices {self.devices} is short for --mesh data={self.devices}: give one of them")
-            parse_mesh(self.mesh)
+        super().__post_init__()
         _check_length(self.model, self.context)
-        check_rollout(self)
 
     @property
     def run_dir(self) -> Path:
@@ -204,9 +140,7 @@ def preset(name: str) -> ShopConfig:
     Raises:
         ValueError: another name.
     """
-    if name not in PRESETS:
-        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, not {name!r}")
-    return {"demo": _demo, "cpu": _cpu}[name]()
+    return preset_of(name, {"demo": _demo, "cpu": _cpu})
 
 
 def _streams(**more) -> StepConfig:
@@ -225,9 +159,7 @@ def _demo() -> ShopConfig:
     return ShopConfig(
         preset="demo",
         corpus=CorpusConfig(train=5000, dev=80, test=80, held_out=80),
-        model=DecoderConfig(
-            vocab_size=1088, max_length=480, layers=2, width=128, heads=4, positions="rope", shift=True
-        ),
+        model=_decoder(max_length=480, layers=2),
         critic=CriticConfig(kind="shared", hidden=64),
         context=ContextConfig(history=1, max_context=288, max_reasoning=112, max_reply=72),
         supervised=lm,
@@ -247,9 +179,7 @@ def _cpu() -> ShopConfig:
     return ShopConfig(
         preset="cpu",
         corpus=CorpusConfig(train=12000, dev=250, test=400, held_out=400),
-        model=DecoderConfig(
-            vocab_size=1088, max_length=640, layers=3, width=128, heads=4, positions="rope", shift=True
-        ),
+        model=_decoder(max_length=640, layers=3),
         critic=CriticConfig(kind="shared", hidden=128),
         context=ContextConfig(history=3, max_context=384, max_reasoning=128, max_reply=96),
         supervised=lm,
