@@ -180,8 +180,8 @@ class StepNumbers:
     gae_lambda: float = 1.0
     """GAE lambda per token."""
     gamma_turn: float = 0.0
-    """Discount per turn of rewards that later turns of the same dialogue bring; 0 leaves turns on their own. Needs
-    `dialogue` and `turn` in the rollout."""
+    """Discount per turn of rewards that later turns of the same dialogue bring; 0 leaves turns on their own. Has
+    no effect on a rollout without `dialogue` and `turn`."""
     stream_gamma: Mapping[str, float] = field(default_factory=dict)
     """Discount per token of single streams."""
     stream_gae_lambda: Mapping[str, float] = field(default_factory=dict)
@@ -228,11 +228,13 @@ class StepNumbers:
     objective_weights: Mapping[str, float] = field(default_factory=dict)
     """Start (and `fixed`) weight of single objectives; the others get 1; normalised to sum 1."""
     targets: Mapping[str, float] = field(default_factory=dict)
-    """J*_k that deficits are measured against; 1 where not given."""
+    """J*_k that deficits are measured against. Not given: 1 in the step; the experiments take what people's replies
+    score, and 1 for likeness to them."""
     weight_ema: float = 0.9
     """Decay of the weights."""
     weight_floor: float = 0.1
-    """Share of the simplex spread evenly: no weight falls below weight_floor / K."""
+    """Share of the simplex that stays with the start weights b: no weight falls below weight_floor b_k, which is
+    weight_floor / K where all start alike."""
     weight_alpha: float = 1.0
     """Power of the remaining deficit in `gradnorm` and `gradnorm_cf`."""
     weight_cap: float = 1.0

@@ -108,8 +108,14 @@ def _from_environment(
         return address, processes, process
     if processes is not None or process is not None:
         raise ValueError(f"processes={processes} and process={process} were given without a coordinator (host:port)")
-    several = any(read(environment[name]) > 1 for name, read in _LAUNCHERS.items() if environment.get(name))
-    return ("auto" if several else None), None, None
+    return ("auto" if launched_together(environment) else None), None, None
+
+
+def launched_together(environment: Mapping[str, str] = os.environ) -> bool:
+    """Do JAX's variables or a launcher's (Slurm, Open MPI, Kubernetes, TPU pods) speak of several processes?"""
+    if environment.get("JAX_COORDINATOR_ADDRESS"):
+        return True
+    return any(read(environment[name]) > 1 for name, read in _LAUNCHERS.items() if environment.get(name))
 
 
 def _number(name: str, environment: Mapping[str, str]) -> int | None:

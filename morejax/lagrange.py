@@ -255,7 +255,9 @@ def hinge_applies(
 
 
 def relative_thresholds(reference: Mapping[str, float], margin: float) -> dict[str, float]:
-    """Thresholds below what a reference policy reaches: ``d_m = J_m(reference) - margin``.
+    """Thresholds below what a reference policy reaches: ``d_m = max(J_m(reference) - margin, 0)``.
+
+    Scores are shares: a threshold below 0 would ask for nothing.
 
     Args:
         reference: score of every constraint under the reference, for example the scaffold.
@@ -272,4 +274,4 @@ def relative_thresholds(reference: Mapping[str, float], margin: float) -> dict[s
     for name, score in reference.items():
         if not np.isfinite(score):
             raise ValueError(f"reference score of constraint {name} is {score}, expected a finite number")
-    return {name: float(score) - margin for name, score in reference.items()}
+    return {name: max(float(score) - margin, 0.0) for name, score in reference.items()}

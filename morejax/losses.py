@@ -328,12 +328,14 @@ def explained_variance(
 
     Returns:
         f32[H], at most 1, negative when the critic is worse than a constant; 0 for a stream whose returns
-        do not vary.
+        do not vary, or by no more than the rounding of advantage + value.
     """
     chex.assert_equal_shape([values, returns, mask])
     mean, spread, _ = masked_moments(returns, mask, axis_name)
-    _, residual, _ = masked_moments(returns - values, mask, axis_name)
-    varies = spread > 1e-6 * jnp.maximum(jnp.abs(mean), 1e-6)
+    bias, residual, _ = masked_moments(returns - values, mask, axis_name)
+    # Returns are sums of advantages and values: where they are constant, what is left is the values' rounding.
+    size = jnp.maximum(jnp.maximum(jnp.abs(mean), jnp.abs(bias)), residual)
+    varies = spread > 1e-6 * jnp.maximum(size, 1e-6)
     relative = residual / jnp.where(varies, spread, 1.0)
     return jnp.where(varies, 1.0 - jnp.square(relative), 0.0)
 

@@ -195,10 +195,12 @@ def table(found: Account) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    flags = tyro.cli(Flags, args=arguments, description=__doc__)
+    flags = tyro.cli(Flags, args=arguments, prog="python -m morejax.memory", description=__doc__)
     shape = mesh_shape(flags)
     if flags.layout:
-        sys.stdout.write(describe_layout(abstract_mesh(*shape), abstract_state(flags.size, flags.lora)))
+        sys.stdout.write(
+            describe_layout(abstract_mesh(*shape), abstract_state(flags.size, flags.lora, flags.optimizer))
+        )
         return
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", flags.devices)

@@ -125,11 +125,13 @@ def _check(prompt: Sequence[int], config: SamplerConfig) -> None:
     if not prompt:
         raise ValueError("a prompt must hold at least one token, found none")
     if config.samples != 1:
-        raise ValueError(f"a PrefixCache writes one reply at a time: --sampler.samples is {config.samples}, expected 1")
+        raise ValueError(
+            f"a PrefixCache writes one reply at a time: SamplerConfig.samples is {config.samples}, expected 1"
+        )
     if config.repetition_penalty != 1:
         raise ValueError(
             "a PrefixCache does not keep which tokens were read: "
-            f"--sampler.repetition-penalty is {config.repetition_penalty}, expected 1"
+            f"SamplerConfig.repetition_penalty is {config.repetition_penalty}, expected 1"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -133,8 +134,17 @@ def uniform_numbers(key: jax.Array, rows: int, steps: int) -> jax.Array:
     return jax.vmap(lambda k: jax.random.uniform(k, (steps,)))(jax.random.split(key, rows))
 
 
-def compile_sampler(graphdef: nnx.GraphDef, config: SamplerConfig):
-    """`sample` jitted with the structure bound: call it with (params, prompts, mask, key)."""
+def compile_sampler(graphdef: nnx.GraphDef, config: SamplerConfig) -> Callable[..., Sample]:
+    """`sample` jitted with the structure bound.
+
+    Args:
+      graphdef: of an `ActorCritic`.
+      config: static settings.
+
+    Returns:
+      A function of (params, prompts i32[S, C], mask bool[S, C], key) that compiles once for each shape. Parameters and
+      prompts may lie on a mesh: the program runs where they are.
+    """
     return jax.jit(partial(_bound_sample, graphdef, config))
 
 

@@ -46,21 +46,21 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
-            raise ValueError(f"--sampler.temperature must not be negative: {self.temperature}")
+            raise ValueError(f"SamplerConfig.temperature must not be negative: {self.temperature}")
         if self.max_new_tokens < 1:
-            raise ValueError(f"--sampler.max-new-tokens must be at least 1: {self.max_new_tokens}")
+            raise ValueError(f"SamplerConfig.max_new_tokens must be at least 1: {self.max_new_tokens}")
         if self.top_k < 0:
-            raise ValueError(f"--sampler.top-k must not be negative: {self.top_k}")
+            raise ValueError(f"SamplerConfig.top_k must not be negative: {self.top_k}")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"--sampler.top-p must be above 0 and at most 1: {self.top_p}")
+            raise ValueError(f"SamplerConfig.top_p must be above 0 and at most 1: {self.top_p}")
         if not 0 <= self.min_p <= 1:
-            raise ValueError(f"--sampler.min-p must be between 0 and 1: {self.min_p}")
+            raise ValueError(f"SamplerConfig.min_p must be between 0 and 1: {self.min_p}")
         if self.repetition_penalty <= 0:
-            raise ValueError(f"--sampler.repetition-penalty must be above 0: {self.repetition_penalty}")
+            raise ValueError(f"SamplerConfig.repetition_penalty must be above 0: {self.repetition_penalty}")
         if self.samples < 1:
-            raise ValueError(f"--sampler.samples must be at least 1: {self.samples}")
+            raise ValueError(f"SamplerConfig.samples must be at least 1: {self.samples}")
         if self.cache_dtype not in (None, "float32", "bfloat16"):
-            raise ValueError(f"--sampler.cache-dtype must be float32 or bfloat16: {self.cache_dtype!r}")
+            raise ValueError(f"SamplerConfig.cache_dtype must be float32 or bfloat16: {self.cache_dtype!r}")
 
     @property
     def filtered(self) -> bool:

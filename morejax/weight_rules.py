@@ -64,7 +64,7 @@ class WeightStats:
     Attributes:
         gram: f32[K, K], inner products <g_k, g_l> of the objectives' gradients; ``None`` for rules outside
             `NEEDS_GRAM`.
-        score: f32[K], J_k of this rollout.
+        score: f32[K], J_k; the step passes its running mean over rollouts, EMA(J_k).
         initial_score: f32[K], J_k before training.
         target: f32[K], J*_k, for example the score of the human answers.
         count: f32[K], number of applicable sequences; a stream with 0 keeps its weight. ``None``: all apply.

@@ -304,6 +304,7 @@ def test_hinge_of_a_prompt_spread_over_devices():
 
 def test_relative_thresholds():
     assert relative_thresholds({"inform": 0.9, "success": 0.75}, 0.25) == {"inform": 0.65, "success": 0.5}
+    assert relative_thresholds({"inform": 0.004}, 0.01) == {"inform": 0.0}
     with pytest.raises(ValueError, match="reference score of constraint inform is nan"):
         relative_thresholds({"inform": float("nan")}, 0.0)
     with pytest.raises(ValueError, match="margin of the thresholds is inf"):

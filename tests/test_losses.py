@@ -252,6 +252,18 @@ def test_explained_variance_by_hand():
     np.testing.assert_allclose(losses.explained_variance(values, returns, mask), [1.0, 0.0, -3.0, 0.0], atol=1e-6)
 
 
+@pytest.mark.parametrize("critic", [np.zeros(64), np.full(64, 0.3), np.linspace(-0.7, 0.4, 64)])
+def test_explained_variance_of_what_rounding_leaves(critic):
+    """Returns are advantage + value: a stream whose returns are all 0.25, but for that sum's rounding, has none."""
+    values = jnp.asarray(critic, jnp.float32)[:, None]
+    returns = (0.25 - values) + values
+    mask = jnp.ones_like(values, bool)
+    assert float(losses.explained_variance(values, returns, mask)[0]) == 0.0
+    # The same about 0, where the mean of the returns gives no scale.
+    noise = jnp.asarray(np.random.default_rng(0).normal(size=(64, 1)) * 1e-9, jnp.float32)
+    assert float(losses.explained_variance(values + 0.1, noise, mask)[0]) == 0.0
+
+
 def test_explained_variance_over_devices():
     rng = np.random.default_rng(0)
     values, returns = rng.normal(size=(2, 16, 3)).astype(np.float32)

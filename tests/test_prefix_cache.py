@@ -118,7 +118,7 @@ def test_what_a_cache_refuses(model):
         cache.reply(range(10), GREEDY)
     with pytest.raises(ValueError, match="at least one token, found none"):
         cache.reply((), GREEDY)
-    with pytest.raises(ValueError, match=r"--sampler\.samples is 2, expected 1"):
+    with pytest.raises(ValueError, match=r"SamplerConfig\.samples is 2, expected 1"):
         cache.reply((5,), replace(GREEDY, samples=2))
-    with pytest.raises(ValueError, match=r"--sampler\.repetition-penalty is 1\.5, expected 1"):
+    with pytest.raises(ValueError, match=r"SamplerConfig\.repetition_penalty is 1\.5, expected 1"):
         cache.reply((5,), replace(GREEDY, repetition_penalty=1.5))

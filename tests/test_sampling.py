@@ -135,15 +135,15 @@ def test_filters_that_are_off_are_not_in_the_program():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": -1}, r"--sampler\.temperature must not be negative: -1"),
-        ({"max_new_tokens": 0}, r"--sampler\.max-new-tokens must be at least 1: 0"),
-        ({"top_k": -2}, r"--sampler\.top-k must not be negative: -2"),
-        ({"top_p": 0.0}, r"--sampler\.top-p must be above 0 and at most 1: 0\.0"),
-        ({"top_p": 1.5}, r"--sampler\.top-p must be above 0 and at most 1: 1\.5"),
-        ({"min_p": 1.1}, r"--sampler\.min-p must be between 0 and 1: 1\.1"),
-        ({"repetition_penalty": 0.0}, r"--sampler\.repetition-penalty must be above 0: 0\.0"),
-        ({"samples": 0}, r"--sampler\.samples must be at least 1: 0"),
-        ({"cache_dtype": "int8"}, r"--sampler\.cache-dtype must be float32 or bfloat16: 'int8'"),
+        ({"temperature": -1}, r"SamplerConfig\.temperature must not be negative: -1"),
+        ({"max_new_tokens": 0}, r"SamplerConfig\.max_new_tokens must be at least 1: 0"),
+        ({"top_k": -2}, r"SamplerConfig\.top_k must not be negative: -2"),
+        ({"top_p": 0.0}, r"SamplerConfig\.top_p must be above 0 and at most 1: 0\.0"),
+        ({"top_p": 1.5}, r"SamplerConfig\.top_p must be above 0 and at most 1: 1\.5"),
+        ({"min_p": 1.1}, r"SamplerConfig\.min_p must be between 0 and 1: 1\.1"),
+        ({"repetition_penalty": 0.0}, r"SamplerConfig\.repetition_penalty must be above 0: 0\.0"),
+        ({"samples": 0}, r"SamplerConfig\.samples must be at least 1: 0"),
+        ({"cache_dtype": "int8"}, r"SamplerConfig\.cache_dtype must be float32 or bfloat16: 'int8'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from morejax.models import CriticConfig, DecoderConfig
 
@@ -25,7 +26,7 @@ class Size:
         """Positions of a sequence."""
         return self.context + self.response
 
-    def decoder(self, dtype: str = "float32", scan: bool = False) -> DecoderConfig:
+    def decoder(self, dtype: Any = "float32", scan: bool = False) -> DecoderConfig:
         """The policy's decoder."""
         return DecoderConfig(
             vocab_size=self.vocab,
@@ -37,7 +38,7 @@ class Size:
             scan=scan,
         )
 
-    def critic(self, kind: str) -> CriticConfig:
+    def critic(self, kind: Any) -> CriticConfig:
         """A critic on the policy's trunk, or on one of its own that is as large as the policy's."""
         return CriticConfig(kind=kind, layers=self.layers, width=self.width, heads=self.heads)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 from flax import nnx
@@ -16,7 +17,7 @@ from morejax.models.heads import PolicyHead, ValueHead
 class CriticConfig:
     """Where the H value estimates come from."""
 
-    kind: str = "own"
+    kind: Literal["own", "shared", "base", "none"] = "own"
     """own: a small trunk of its own; shared: heads on the policy's trunk behind a stop_gradient; base: adapters of its
     own on the policy's frozen weights (LoRA); none: no critic, for group baselines."""
     layers: int = 2

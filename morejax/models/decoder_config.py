@@ -139,12 +139,12 @@ class DecoderConfig:
     """Layers with the window, from 0; empty: all of them."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters to train instead of the weights."""
-    dtype: str = "float32"
-    """Compute type, float32 or bfloat16; parameters, norms, softmax and logits stay float32."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type; parameters, norms, softmax and logits stay float32."""
     scan: bool = False
     """Run the stacked layers by `lax.scan` (compile time flat in depth) instead of unrolling them (faster on CPU)."""
-    remat: str = "none"
-    """Rematerialisation of a block in the backward pass: none, dots (keep matrix products) or full."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """Rematerialisation of a block in the backward pass; dots keeps matrix products."""
 
     def __post_init__(self) -> None:
         if isinstance(self.rope, Mapping):  # as JSON has it

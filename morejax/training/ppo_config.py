@@ -13,7 +13,7 @@ class PPOConfig:
     iterations: int = 60
     """Rollouts, each followed by one train step."""
     turns: int = 256
-    """S: rows of a rollout, filled with the turns of whole dialogues."""
+    """S: rows of a rollout, filled with replies to the turns of whole dialogues: S / `--ppo.samples` turns."""
     samples: int = 1
     """Replies sampled to every turn: whole dialogues are sampled as often. Those to one turn are a group, which
     `--step.baseline` group_mean and leave_one_out need."""
@@ -24,15 +24,16 @@ class PPOConfig:
     ref_context: Literal["reasoned", "direct"] = "reasoned"
     """The reference is the scaffold reading its acts, or the supervised model reading what the policy reads."""
     split: str = ""
-    """Dialogues to sample from; empty takes `--fit` (and `gold_fit` alone where the corpus names one)."""
+    """Dialogues of MultiWOZ to sample from; empty takes `--fit` (and `gold_fit` alone where the corpus names one). The
+    shop samples from train."""
     eval_every: int = 10
-    """Iterations between two greedy evaluations on `--select`."""
+    """Iterations between two greedy evaluations on the split that choices are made on (`--select`; the shop's dev)."""
     eval_dialogues: int = 100
     """Dialogues of each such evaluation; 0 takes all."""
     checkpoint_every: int = 10
     """Iterations between two checkpoints."""
     keep: Literal["best", "last"] = "best"
-    """Final policy: best Combined of the evaluations on `--select`, or the last."""
+    """Final policy: best Combined of these evaluations, or the last."""
 
     def __post_init__(self) -> None:
         if self.samples < 1:

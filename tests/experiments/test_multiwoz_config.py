@@ -99,6 +99,18 @@ def test_group_baselines_need_samples_and_no_critic(flags, message, capsys):
     assert message in " ".join(refused(flags, capsys).replace("│", " ").split())
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--context.track", "e2e"], "--context.track e2e: give --track e2e"),
+        (["--model.vocab-size", "2048"], "--model.vocab-size 2048: the model's vocabulary is its tokenizer's"),
+        (["--method", "mixed", "--step.clip", "per_stream", "--step.mix-norm", "none"], "--step.mix-norm none"),
+    ],
+)
+def test_a_flag_that_something_else_decides_is_refused(flags, message, capsys):
+    assert message in refused(flags, capsys)
+
+
 def test_methods_decide_multipliers_weights_and_clip():
     made = {method: resolve(replace(preset("demo"), method=method, mixed_weight=0.4)) for method in METHODS}
     more, mixed, fixed, unconstrained = (made[name] for name in METHODS[:4])

@@ -52,6 +52,31 @@ def test_demo_is_the_default_and_a_preset_gives_the_other_flags_their_defaults()
     assert parse(["--preset", "cpu", "--seed", "3"]) == replace(resolve(preset("cpu")), seed=3)
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--method", "fixed", "--step.weights", "mgda"), "--step.weights mgda: --method fixed makes it fixed"),
+        (("--method", "unconstrained", "--step.multipliers", "clip"), "--step.multipliers clip"),
+        (("--method", "mixed", "--numbers.multiplier-init", "2"), "--numbers.multiplier-init 2.0"),
+        (("--method", "gdpo", "--step.adv-norm", "center"), "--step.adv-norm center"),
+        (("--model.vocab-size", "2048"), "--model.vocab-size 2048"),
+    ],
+)
+def test_a_flag_that_something_else_decides_is_refused(flags, named, capsys):
+    assert named in refused([*flags], capsys)
+
+
+def test_what_a_method_decides_may_be_said():
+    assert parse(["--method", "fixed", "--step.weights", "fixed"]) == parse(["--method", "fixed"])
+
+
+def test_one_process_only(monkeypatch, capsys, tmp_path):
+    out = tmp_path / "never"
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert "the shop runs in one" in refused(["--out", str(out)], capsys)
+    assert not out.exists()
+
+
 def test_methods_differ_in_what_they_are_named_for():
     mixed, fixed, free, gdpo = (parse(["--method", m]) for m in ("mixed", "fixed", "unconstrained", "gdpo"))
     assert (mixed.step.clip, mixed.step.multipliers, mixed.numbers.multiplier_init) == ("mixed", "fixed", 0.25)

@@ -210,3 +210,6 @@ def test_what_is_worth_keeping_has_no_checkpoints(finished, tmp_path):
     kept = {path.name for path in keep(finished[0], tmp_path / "kept")}
     assert {"config.json", "results.json", "samples.json", "ab.md", "ab.png", "corpus.json", "overview.png"} <= kept
     assert not (tmp_path / "kept" / "checkpoints").exists()
+    config = (tmp_path / "kept" / "config.json").read_text()
+    assert str(finished[0]) not in config
+    assert json.loads(config)["config"]["out"] == f"runs/{finished[0].name}"

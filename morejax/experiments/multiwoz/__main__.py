@@ -11,7 +11,7 @@ import tyro
 
 from morejax.experiments.multiwoz.config import PRESETS, MultiwozConfig, preset, resolve
 from morejax.experiments.shared.command import run_command
-from morejax.experiments.shared.presets import preset_name
+from morejax.experiments.shared.presets import check_task_decides, preset_name
 
 if TYPE_CHECKING:
     from morejax.experiments.multiwoz.parts import Parts
@@ -39,6 +39,7 @@ def parse(arguments: list[str]) -> MultiwozConfig:
 
     Raises:
         SystemExit: bad flags (status 2), or --help.
+        ValueError: flags that do not go together.
     """
     name = preset_name(arguments, PRESETS)
     defaults = preset(name)
@@ -51,6 +52,7 @@ def parse(arguments: list[str]) -> MultiwozConfig:
         description=f"{MultiwozConfig.__doc__}\n{_EXAMPLES}",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
+    check_task_decides(config, defaults)
     return resolve(replace(config, numbers=replace(config.numbers, thresholds=_thresholds(config, defaults))))
 
 

@@ -37,6 +37,9 @@ class MultiwozConfig(ExperimentConfig):
     """policy: the gold state is in the context; e2e: the model writes the state itself."""
     stages: tuple[str, ...] = STAGES
     """Stages to run, in order; finished ones of a resumed run are skipped."""
+    devices: int | None = None
+    """Devices to use, data-parallel; 0 takes all there are. The short form of --mesh data=N. Default: 1, or all where
+    there are several processes."""
     coordinator: str | None = None
     """host:port of process 0, on several hosts that no launcher joins; auto asks the cluster (Slurm, Open MPI,
     Kubernetes, TPU pods), which happens by itself where its variables speak of several processes."""

@@ -49,8 +49,7 @@ class ExperimentConfig:
     seed: int = 0
     """Seed of initialisation, orders and sampling."""
     devices: int | None = None
-    """Devices to use, data-parallel; 0 takes all there are. The short form of --mesh data=N. Default: 1, or all where
-    there are several processes."""
+    """Devices to use, data-parallel; 0 takes all there are. The short form of --mesh data=N. Default: 1."""
     mesh: str = ""
     """Devices as axes, e.g. data=8,fsdp=4,tensor=2: sequences are cut along data and fsdp, parameters, optimizer and
     models along fsdp and tensor. All devices there are; one size may be -1, the rest of them."""
@@ -71,7 +70,9 @@ class ExperimentConfig:
     weight_decay: float = 0.0
     """Of PPO, decoupled (AdamW)."""
     step: StepConfig = field(default_factory=StepConfig)
-    """The structure of the step; --method sets its multipliers, weights, baseline and clip."""
+    """The structure of the step. --method mixed sets its clip, weights, multipliers and mix_norm, fixed its weights,
+    unconstrained its multipliers, gdpo its baseline, adv_norm, multipliers and weights (and --critic.kind none and at
+    least 4 --ppo.samples)."""
     numbers: StepNumbers = field(default_factory=StepNumbers)
     """The step's numbers. A constraint without a threshold gets the scaffold's score minus --threshold-margin."""
     threshold_margin: float = 0.01

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ def keep(run: Path, target: Path, evaluation: Evaluation, files: Sequence[str] =
     target.mkdir(parents=True, exist_ok=True)
     there = [name for name in (*_FILES, *files) if (run / name).is_file()]
     written = [Path(shutil.copyfile(run / name, target / name)) for name in there]
+    _without_folders(target / "config.json")
     stages = read_stages(run)
     drawn = {"supervised": figures.supervised_figure(stages)}
     if "ppo" in stages:
@@ -51,6 +53,18 @@ def keep(run: Path, target: Path, evaluation: Evaluation, files: Sequence[str] =
         if figure is not None:
             written.append(figures.save_figure(figure, target / f"{name}.png"))
     return written
+
+
+def _without_folders(path: Path) -> None:
+    """Write DATA for the data's folder and runs/NAME for the run's: where they lay is this machine's affair."""
+    if not path.is_file():
+        return
+    text = path.read_text()
+    config = json.loads(text)["config"]
+    names = {config.get("data_dir"): "DATA", config.get("out"): f"runs/{Path(config.get('out') or 'run').name}"}
+    for folder, name in names.items():
+        text = text.replace(folder, name) if folder else text
+    path.write_text(text)
 
 
 def command(experiment: str, what: str, keep: Callable[[Path, Path], list[Path]], arguments: list[str] | None) -> int:

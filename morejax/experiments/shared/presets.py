@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 
 def preset_name(arguments: Sequence[str], known: Sequence[str], default: str = "demo") -> str:
@@ -22,3 +23,18 @@ def preset_name(arguments: Sequence[str], known: Sequence[str], default: str = "
         print(f"error: --preset must be one of {', '.join(known)}, not {name!r}", file=sys.stderr)
         raise SystemExit(2)
     return name
+
+
+def check_task_decides(config: Any, defaults: Any) -> None:
+    """Refuse flags of the models' parts that the task sets, where they ask for something else.
+
+    Raises:
+        ValueError: one does; names it.
+    """
+    vocabulary = config.model.vocab_size
+    if vocabulary != defaults.model.vocab_size:
+        other = "; give --vocab-size" if hasattr(config, "vocab_size") else ""
+        raise ValueError(f"--model.vocab-size {vocabulary}: the model's vocabulary is its tokenizer's{other}")
+    track = getattr(config.context, "track", None)
+    if track is not None and track not in (defaults.context.track, config.track):
+        raise ValueError(f"--context.track {track}: give --track {track}")

@@ -16,6 +16,7 @@ from morejax import hosts
 from morejax.config import StepConfig, StepNumbers
 from morejax.experiments.shared.naturalness import features
 from morejax.experiments.shared.parts import RunParts
+from morejax.lagrange import relative_thresholds
 from morejax.models.split import Params
 from morejax.training.reward_heads import head_logits
 from morejax.training.rollouts import score_replies
@@ -83,8 +84,7 @@ def fill_numbers(step: StepConfig, numbers: StepNumbers, measured: Scores, margi
         margin: how far below the scaffold's J a threshold lies, but at 0 or above.
     """
     scaffold, human = measured["scaffold"], measured["human"]
-    # Scores are probabilities: a threshold below 0 would ask for nothing.
-    own = {name: max(scaffold[name] - margin, 0.0) for name in step.constraints}
+    own = relative_thresholds({name: scaffold[name] for name in step.constraints}, margin)
     thresholds = own | dict(numbers.thresholds)
     for name in step.constraints:
         _warn_out_of_reach(name, thresholds[name], scaffold[name], measured["dialogues"]["count"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from morejax.experiments.shared.command import run_command
-from morejax.experiments.shared.presets import preset_name
+from morejax.experiments.shared.presets import check_task_decides, preset_name
 from morejax.experiments.shop.config import PRESETS, ShopConfig, preset, resolve
 
 # Lines of a description that begin with a letter are joined by tyro to the one before; indented ones stay.
@@ -38,6 +38,7 @@ def parse(arguments: list[str]) -> ShopConfig:
 
     Raises:
         SystemExit: bad flags (status 2), or --help.
+        ValueError: flags that do not go together.
     """
     name = preset_name(arguments, PRESETS)
     config = tyro.cli(
@@ -48,6 +49,7 @@ def parse(arguments: list[str]) -> ShopConfig:
         description=f"{ShopConfig.__doc__}\n{_EXAMPLES}",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
+    check_task_decides(config, preset(name))
     return resolve(config)
 
 
@@ -62,6 +64,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(config: ShopConfig) -> Path:
+    from morejax import hosts
+
+    if hosts.launched_together():
+        raise ValueError(
+            "the environment speaks of several processes, and the shop runs in one: start it once, on one host "
+            "(--devices and --mesh take all of its devices)"
+        )
     from morejax.experiments.shop.parts import ShopParts
     from morejax.experiments.shop.pipeline import run_pipeline
     from morejax.training.interrupt import StopRequest

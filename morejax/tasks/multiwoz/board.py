@@ -1,9 +1,8 @@
 """The published MultiWOZ 2.2 response generation board, as data.
 
 Source: README of budzianowski/multiwoz, section "Response Generation"; every row is scored on the **test**
-    split by the standard
-scorer (Tomiinek/MultiWOZ_Evaluation). ``Combined = (Inform + Success) / 2 + BLEU`` is computed from the
-printed parts: the README's own column has a slip for DAMD.
+split by the standard scorer (Tomiinek/MultiWOZ_Evaluation). ``Combined = (Inform + Success) / 2 + BLEU`` is
+computed from the printed parts: the README's own column has a slip for DAMD.
 """
 
 from __future__ import annotations
