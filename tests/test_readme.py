@@ -24,7 +24,7 @@ def block_with(text: str) -> str:
 
 
 def test_every_python_block_is_run_below():
-    assert len(PYTHON) == 4
+    assert len(PYTHON) == 5
     for block in PYTHON:
         ast.parse(block)
 
@@ -40,6 +40,15 @@ def test_the_step_learns_and_runs_on_a_mesh(capsys):
     assert int(names["state"].step) == 31
     exec(block_with("place_local"), names)
     assert int(names["state"].step) == 32
+
+
+def test_an_iteration_is_one_program(capsys):
+    names: dict = {"__name__": "readme"}
+    exec(block_with("compile_sampler"), names)
+    exec(block_with("compile_iteration"), names)
+    assert int(names["state"].step) == 31
+    assert float(names["metrics"]["J/even"]) > 0.85
+    assert float(names["metrics"]["response_tokens"]) == names["S"] * names["T"]
 
 
 def test_the_stream_registers_and_can_be_asked_for():
