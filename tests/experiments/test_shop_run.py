@@ -149,7 +149,8 @@ def test_a_run_leaves_results_samples_and_a_report(finished):
 def test_thresholds_are_the_scaffolds_scores_minus_the_margin(finished):
     out, _ = finished
     scaffold, thresholds = read(out / "reference_scores.json")["scaffold"], read(out / "config.json")["thresholds"]
-    assert thresholds == {name: pytest.approx(scaffold[name] - 0.01) for name in FUNCTIONS}
+    # A scaffold this small gets some function right nowhere: a threshold is 0 then, not below.
+    assert thresholds == {name: pytest.approx(max(scaffold[name] - 0.01, 0.0)) for name in FUNCTIONS}
 
 
 def test_the_ab_test_has_the_run_its_control_and_the_oracle(finished):
