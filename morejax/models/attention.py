@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from morejax.models.decoder_config import DecoderConfig
-from morejax.models.dot_product import dot_product_attention
+from morejax.models.dot_product import causal_attention, dot_product_attention
 from morejax.models.linear import Linear
 from morejax.models.rope import Rotation, rotate
 
@@ -92,9 +92,13 @@ class Attention(nnx.Module):
         """`[B, Q, heads E]` to `[B, heads, Q, E]`."""
         return jnp.moveaxis(y.reshape(*y.shape[:2], -1, self.head_width), 2, 1)
 
-    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
-        """`dot_product_attention` with `bias` f32[B, 1, Q, P], and the output projection: `[B, Q, D]`."""
-        mixed = dot_product_attention(q, k.astype(q.dtype), v.astype(q.dtype), bias)
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, causal: bool = False) -> jax.Array:
+        """Attention with `bias` f32[B, 1, Q, P], and the output projection: `[B, Q, D]`.
+
+        With `causal` the queries are those of the last Q of the P positions, and the bias hides what is behind them.
+        """
+        attention = causal_attention if causal else dot_product_attention
+        mixed = attention(q, k.astype(q.dtype), v.astype(q.dtype), bias)
         return self.out(jnp.moveaxis(mixed, 1, 2).reshape(q.shape[0], q.shape[2], -1))
 
 

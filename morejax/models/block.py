@@ -73,5 +73,5 @@ class Block(nnx.Module):
           start: first position whose output is wanted.
         """
         q, k, v = self.attention.project(self.norm1(x), sight.rotation, start)
-        mixed = self.attention.attend(q, k, v, sight.bias(windowed, start))
+        mixed = self.attention.attend(q, k, v, sight.bias(windowed, start), causal=True)
         return self.mlp(x[:, start:] + mixed), k, v

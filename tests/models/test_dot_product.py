@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from morejax.models.dot_product import dot_product_attention
+from morejax.models.dot_product import causal_attention, dot_product_attention
 
 BATCH, LENGTH, WIDTH = 2, 7, 4
 
@@ -20,12 +20,12 @@ def by_definition(q, k, v, bias):
     return jnp.einsum("bnqp,bnpe->bnqe", jax.nn.softmax(scores + bias, axis=-1), v, precision="highest")
 
 
-def inputs(heads, key_heads, queries=LENGTH, dtype=jnp.float32):
+def inputs(heads, key_heads, queries=LENGTH, dtype=jnp.float32, length=LENGTH):
     rng = np.random.default_rng(0)
     q = rng.normal(size=(BATCH, heads, queries, WIDTH))
-    k, v = (rng.normal(size=(BATCH, key_heads, LENGTH, WIDTH)) for _ in range(2))
-    sees = np.tril(np.ones((LENGTH, LENGTH), bool))[LENGTH - queries :]
-    sees = sees[None, None] & (np.arange(LENGTH) >= np.array([[0], [2]]))[:, None, None]
+    k, v = (rng.normal(size=(BATCH, key_heads, length, WIDTH)) for _ in range(2))
+    sees = np.tril(np.ones((length, length), bool))[length - queries :]
+    sees = sees[None, None] & (np.arange(length) >= np.array([[0], [2]]))[:, None, None]
     bias = np.where(sees, 0.0, -1e9).astype(np.float32)
     return (*(jnp.asarray(x, dtype) for x in (q, k, v)), jnp.asarray(bias))
 
@@ -62,3 +62,27 @@ def test_rows_that_see_nothing_stay_finite():
     everything_hidden = jnp.full((BATCH, 1, LENGTH, LENGTH), -1e9, jnp.float32)
     for array in pulled(dot_product_attention, (q, k, v, everything_hidden), jnp.ones_like(q)):
         assert np.isfinite(array).all()
+
+
+@pytest.mark.parametrize(("queries", "length", "blocks"), [(255, 260, 1), (256, 256, 2), (300, 320, 3), (601, 601, 4)])
+def test_causal_blocks_are_the_whole(queries, length, blocks, monkeypatch):
+    """Values and gradients of every row that sees something, in as many products as said; the first two see nothing."""
+    arrays = inputs(4, 2, queries, length=length)
+    cotangent = np.random.default_rng(1).normal(size=arrays[0].shape)
+    cotangent[1, :, : max(0, 2 - (length - queries))] = 0.0
+    shapes = []
+    whole = dot_product_attention
+    monkeypatch.setattr(
+        "morejax.models.dot_product.dot_product_attention",
+        lambda q, k, v, bias: shapes.append((q.shape[2], k.shape[2])) or whole(q, k, v, bias),
+    )
+    (value, *found), (wanted, *expected) = (
+        pulled(function, arrays, jnp.asarray(cotangent, jnp.float32)) for function in (causal_attention, by_definition)
+    )
+    seen = cotangent != 0.0
+    np.testing.assert_allclose(np.where(seen, value, 0), np.where(seen, wanted, 0), atol=2e-6)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+    assert len(shapes) == blocks
+    assert sum(rows for rows, _ in shapes) == queries
+    assert shapes[-1][1] == length
