@@ -8,8 +8,8 @@ r"""Methods against each other in the shop: PPO runs from one backbone, a table 
         --out experiments/shop/oscillation
 
 What follows `--` is the backbone's own command, without --out and --seed. Runs that are finished are not made again, so
-the same command goes on after a stop; `--table` only reads what is there. Writes scores.json, scores.md and, with --ab,
-a folder ab-seed<N> a seed, in which the supervised model is the control.
+the same command goes on after a stop; `--table` only reads what is there. Writes what `study_report.py` says and, with
+--ab, a folder ab-seed<N> a seed, in which the supervised model is the control.
 
 The weight of `mixed` is tuned: run its arms, take the one with the best mean of reasoning and language on dev (the
 column `combined`), and report that one as the baseline. `selling` learns from simulated conversion alone; `selling,
@@ -24,10 +24,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from scipy import stats
+import study_report
 
 from morejax.experiments.shared.branch import branch
 
@@ -43,7 +41,6 @@ ARMS: dict[str, str] = {
     "selling": "--method unconstrained --step.objectives conversion --step.weights fixed",
     "selling, constrained": "--method fixed --step.objectives conversion",
 }
-SPLITS = ("dev", "test", "held_out")
 
 
 def folder(out: Path, arm: str, seed: int) -> Path:
@@ -78,52 +75,31 @@ def _shop(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "morejax.experiments.shop", *arguments], check=True)
 
 
-def rows_of(arms: Sequence[str], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row a finished run: the final policy's scores on every split."""
-    rows = []
-    for arm in arms:
-        for seed in options.seeds:
-            path = folder(options.out, arm, seed) / "results.json"
-            if not path.is_file():
-                continue
-            scores = {s["split"]: s for s in json.loads(path.read_text())["scores"] if s["system"] == "ppo"}
-            row: dict[str, Any] = {"arm": arm, "seed": seed, "flags": ARMS[arm]}
-            for split in SPLITS:
-                row[f"reasoning, {split}"] = 100 * scores[split]["reasoning"]
-                row[f"all right, {split}"] = 100 * scores[split]["all_right"]
-            row["language, test"] = 100 * float(np.mean(list(scores["test"]["language"].values())))
-            language = 100 * float(np.mean(list(scores["dev"]["language"].values())))
-            row["combined, dev"] = (row["reasoning, dev"] + language) / 2
-            row["tokens"] = scores["test"]["reply_tokens"]
-            rows.append(row)
-    return rows
+def report(arms: Sequence[str], options: argparse.Namespace) -> str:
+    """Write tables, curves and the figure of the runs that are finished; returns the table of scores.
 
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: mean and standard deviation over seeds; reasoning on test against `more` seed by seed."""
-    columns = [name for name in rows[0] if name not in ("arm", "seed", "flags")]
-    lines = [f"| arm | seeds | {' | '.join(columns)} | reasoning, test, minus more |"]
-    lines.append("|---|---:|" + "---:|" * (len(columns) + 1))
-    base = {row["seed"]: row["reasoning, test"] for row in rows if row["arm"] == "more"}
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        mine = [row for row in rows if row["arm"] == arm]
-        paired = [row["reasoning, test"] - base[row["seed"]] for row in mine if row["seed"] in base]
-        cells = [arm, str(len(mine)), *(_spread([row[name] for row in mine]) for name in columns)]
-        cells.append("" if arm == "more" else _difference(paired))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{values[0]:.1f}" if len(values) == 1 else f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
-
-
-def _difference(paired: Sequence[float]) -> str:
-    """Mean of the differences and its 95 % interval by Student's t; one seed has none."""
-    if len(paired) < 2:
-        return "".join(f"{value:+.1f}" for value in paired)
-    half = stats.t.ppf(0.975, len(paired) - 1) * np.std(paired, ddof=1) / np.sqrt(len(paired))
-    return f"{np.mean(paired):+.1f} ± {half:.1f}"
+    Raises:
+        FileNotFoundError: none is.
+    """
+    runs = [(arm, seed, folder(options.out, arm, seed)) for arm in arms for seed in options.seeds]
+    done = [(arm, seed, run) for arm, seed, run in runs if (run / "results.json").is_file()]
+    if not done:
+        raise FileNotFoundError(f"{options.out} holds no finished run of these arms")
+    rows = [
+        study_report.score_row(arm, seed, ARMS[arm], json.loads((run / "results.json").read_text()))
+        for arm, seed, run in done
+    ]
+    table = study_report.score_table(rows)
+    (options.out / "scores.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (options.out / "scores.md").write_text(table)
+    lines = [row for arm, seed, run in done for row in study_report.curves(arm, seed, run / "metrics.jsonl")]
+    (options.out / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    tests = [options.out / f"ab-seed{seed}" / "ab.json" for seed in options.seeds]
+    documents = [json.loads(path.read_text()) for path in tests if path.is_file()]
+    if documents:
+        (options.out / "ab_seeds.md").write_text(study_report.ab_table(documents))
+    study_report.draw(rows, documents, options.out / "study.png")
+    return table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -149,13 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_arm(arm, seed, options)
         if options.ab:
             run_ab(options.arms, seed, options)
-    rows = rows_of(options.arms, options)
-    if not rows:
-        print(f"error: {options.out} holds no finished run of these arms", file=sys.stderr)
+    try:
+        print(report(options.arms, options))
+    except FileNotFoundError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    (options.out / "scores.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (options.out / "scores.md").write_text(table(rows))
-    print(table(rows))
     return 0
 
 
