@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from morejax.experiments.shared.systems import System, systems
 from morejax.experiments.shop.config import ABConfig, ShopConfig
 from morejax.experiments.shop.loading import load_run
 from morejax.experiments.shop.parts import ShopParts
+from morejax.training.progress import Progress
 from morejax.training.run import write_json
 
 Arms = Mapping[str, Callable[..., Any]]
@@ -61,15 +64,19 @@ def run_test(arms: Arms, config: ABConfig, run: ShopConfig, out: Path) -> dict[s
     from morejax.tasks.shop import ab_report
     from morejax.tasks.shop.ab_test import ab
 
-    results = ab(
-        dict(arms),
-        dialogues=config.dialogues,
-        days=config.days,
-        seed=config.seed,
-        settings=config.settings,
-        split=config.split,
-        context=run.context,
-    )
+    with contextlib.ExitStack() as shown:
+        # How many dialogues there are is known once the test is laid out.
+        bar = cache(lambda total: shown.enter_context(Progress("ab, dialogues", total)))
+        results = ab(
+            dict(arms),
+            dialogues=config.dialogues,
+            days=config.days,
+            seed=config.seed,
+            settings=config.settings,
+            split=config.split,
+            context=run.context,
+            report=lambda ended, total: bar(total).update(ended),
+        )
     text = ab_report.table(results)
     document = ab_report.as_json(results)
     out.mkdir(parents=True, exist_ok=True)

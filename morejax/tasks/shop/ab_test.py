@@ -147,7 +147,7 @@ def ab(
     context: ContextConfig | None = None,
     reliability_cases: int | None = None,
     keep: int = 0,
-    report: Callable[[str], None] = lambda line: None,
+    report: Callable[[int, int], None] = lambda ended, total: None,
 ) -> Results:
     """Runs an A/B test.
 
@@ -162,7 +162,7 @@ def ab(
         context: lengths of the prompts, as the models were trained with.
         reliability_cases: cases played with three more users each, for pass^4; a tenth of the dialogues if None.
         keep: transcripts of so many dialogues of each arm.
-        report: is told what has been played.
+        report: is told how many dialogues have ended, and how many there are in all.
 
     Raises:
         ValueError: no arm, an unknown control, setting or split, fewer than two days or than one dialogue a day.
@@ -174,6 +174,14 @@ def ab(
     again = dialogues // 10 if reliability_cases is None else reliability_cases
     plan = Plan(names, control or names[0], ORACLE, tuple(settings), dialogues, days, seed, split, again)
     serialiser = Serialiser(context)
+    total = len(plan.settings) * len(names) * (dialogues + (RELIABILITY_TRIALS - 1) * again)
+    ended = 0
+
+    def progress(count: int) -> None:
+        nonlocal ended
+        ended += count
+        report(ended, total)
+
     outcomes: dict[str, dict[str, Outcomes]] = {}
     reliable: dict[str, dict[str, np.ndarray]] = {}
     reliable_day: dict[str, np.ndarray] = {}
@@ -184,18 +192,22 @@ def ab(
         repeated = chosen(contacts, rows)
         outcomes[name], reliable[name], reliable_day[name] = {}, {}, repeated.day
         for arm in names:
-            outcomes[name][arm] = play(agents[arm], contacts, setting, serialiser=serialiser, keep=keep)
-            report(f"{name}: {arm} played {dialogues} dialogues")
-            others = _others_passed(agents[arm], repeated, setting, serialiser)
+            outcomes[name][arm] = play(
+                agents[arm], contacts, setting, serialiser=serialiser, keep=keep, progress=progress
+            )
+            others = _others_passed(agents[arm], repeated, setting, serialiser, progress)
             reliable[name][arm] = others & outcomes[name][arm].passed[rows]
     if not plan.reliability_cases:
         return Results(plan, outcomes)
     return Results(plan, outcomes, reliable, reliable_day)
 
 
-def _others_passed(agent: Agent, contacts: Contacts, setting: Setting, serialiser: Serialiser) -> np.ndarray:
+def _others_passed(
+    agent: Agent, contacts: Contacts, setting: Setting, serialiser: Serialiser, progress: Callable[[int], None]
+) -> np.ndarray:
     """bool[cases]: right in every reply to each of three other users with the same case."""
     passed = np.ones(len(contacts), bool)
     for users in range(1, RELIABILITY_TRIALS if len(contacts) else 1):
-        passed &= play(agent, other_users(contacts, users, setting), setting, serialiser=serialiser).passed
+        other = other_users(contacts, users, setting)
+        passed &= play(agent, other, setting, serialiser=serialiser, progress=progress).passed
     return passed

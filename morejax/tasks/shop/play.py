@@ -9,6 +9,7 @@ see `randomness`: two agents that say the same get the same outcome to the last 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -111,6 +112,7 @@ def play(
     *,
     serialiser: Serialiser | None = None,
     keep: int = 0,
+    progress: Callable[[int], None] = lambda ended: None,
 ) -> Outcomes:
     """Plays all contacts to their end.
 
@@ -120,6 +122,7 @@ def play(
         setting: how users are moved.
         serialiser: makes the prompts; one with the default `ContextConfig` if None.
         keep: transcripts of so many dialogues.
+        progress: is told after every turn how many dialogues have ended with it.
 
     Returns:
         Their outcomes, a pure function of the arguments but for `agent_seconds`.
@@ -133,9 +136,12 @@ def play(
     rows = np.arange(len(contacts))
     for turn in range(MOST_TURNS):
         _turn(turn, rows, agent, dialogues, tally)
-        rows = rows[dialogues.move[rows] > Move.HANDED_OVER]
+        live_rows = rows[dialogues.move[rows] > Move.HANDED_OVER]
+        progress(len(rows) - len(live_rows))
+        rows = live_rows
         if not len(rows):
             break
+    progress(len(rows))
     dialogues.move[rows] = Move.LEAVE
     return _outcomes(dialogues, tally)
 

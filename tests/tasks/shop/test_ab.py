@@ -184,7 +184,7 @@ def test_wrong_requests_are_refused():
 
 
 def test_held_out_rules_and_no_reliability():
-    lines: list[str] = []
+    told: list[tuple[int, int]] = []
     found = ab(
         {"oracle": oracle_agent},
         dialogues=28,
@@ -192,12 +192,27 @@ def test_held_out_rules_and_no_reliability():
         settings=("wary",),
         split="held_out",
         reliability_cases=0,
-        report=lines.append,
+        report=lambda ended, total: told.append((ended, total)),
     )
     assert found.plan.arms == ("oracle",)
-    assert lines == ["wary: oracle played 28 dialogues"]
+    assert [ended for ended, _ in told] == sorted(ended for ended, _ in told)
+    assert told[-1] == (28, 28)
     assert "pass4" not in found.metrics()
     assert found.value("wary", "oracle", "passed").value == 1.0
+
+
+def test_progress_counts_the_dialogues_of_all_arms_settings_and_repetitions():
+    told: list[tuple[int, int]] = []
+    ab(
+        {"a": oracle_agent},
+        dialogues=14,
+        days=7,
+        settings=("patient", "wary"),
+        reliability_cases=3,
+        report=lambda ended, total: told.append((ended, total)),
+    )
+    # Two settings, the arm and the oracle, 14 dialogues and 3 of them with three more users.
+    assert told[-1] == (92, 92)
 
 
 # Reports
