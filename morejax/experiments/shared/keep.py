@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -56,15 +57,18 @@ def keep(run: Path, target: Path, evaluation: Evaluation, files: Sequence[str] =
 
 
 def _without_folders(path: Path) -> None:
-    """Write DATA for the data's folder and runs/NAME for the run's: where they lay is this machine's affair."""
+    """Write DATA for the data's folder and runs/NAME for runs': where they lay is this machine's affair."""
     if not path.is_file():
         return
-    text = path.read_text()
-    config = json.loads(text)["config"]
-    names = {config.get("data_dir"): "DATA", config.get("out"): f"runs/{Path(config.get('out') or 'run').name}"}
-    for folder, name in names.items():
-        text = text.replace(folder, name) if folder else text
-    path.write_text(text)
+    document = json.loads(path.read_text())
+    config = document["config"]
+    if config.get("data_dir"):
+        config["data_dir"] = "DATA"
+    if config.get("out"):
+        config["out"] = f"runs/{Path(config['out']).name}"
+    text = json.dumps(document, indent=1)
+    text = re.sub(r"(--data-dir[ =])[^\s\"]+", r"\1DATA", text)
+    path.write_text(re.sub(r"(--out[ =])[^\s\"]*?([^/\s\"]+)/?(?=[\s\"])", r"\1runs/\2", text) + "\n")
 
 
 def command(experiment: str, what: str, keep: Callable[[Path, Path], list[Path]], arguments: list[str] | None) -> int:
