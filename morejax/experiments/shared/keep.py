@@ -60,15 +60,14 @@ def _without_folders(path: Path) -> None:
     """Write DATA for the data's folder and runs/NAME for runs': where they lay is this machine's affair."""
     if not path.is_file():
         return
-    document = json.loads(path.read_text())
-    config = document["config"]
-    if config.get("data_dir"):
-        config["data_dir"] = "DATA"
-    if config.get("out"):
-        config["out"] = f"runs/{Path(config['out']).name}"
-    text = json.dumps(document, indent=1)
-    text = re.sub(r"(--data-dir[ =])[^\s\"]+", r"\1DATA", text)
-    path.write_text(re.sub(r"(--out[ =])[^\s\"]*?([^/\s\"]+)/?(?=[\s\"])", r"\1runs/\2", text) + "\n")
+    text = path.read_text()
+    config = json.loads(text)["config"]
+    out, data = config.get("out") or "", config.get("data_dir") or ""
+    # Absolute ones wherever they stand, a relative one is no more than a word: where it is a value or a flag's.
+    for folder, name in ((data, "DATA"), (out, f"runs/{Path(out).name}")):
+        text = text.replace(folder, name) if Path(folder).is_absolute() else text
+    text = re.sub(r"(\"data_dir\": \"|--data-dir[ =])[^\s\"]+", r"\1DATA", text)
+    path.write_text(re.sub(r"(\"out\": \"|--out[ =])[^\s\"]*?([^/\s\"]+)/?(?=[\s\"])", r"\1runs/\2", text))
 
 
 def command(experiment: str, what: str, keep: Callable[[Path, Path], list[Path]], arguments: list[str] | None) -> int:
