@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -145,4 +146,5 @@ def _draw(axis: Axes, results: Results, name: str) -> None:
         axis.errorbar(middle, height, xerr=spread, label=setting, **style)
     axis.set_yticks(range(len(plan.arms)), plan.arms)
     axis.invert_yaxis()
-    axis.set_title(f"{metric.label}{' (%)' if metric.unit == '%' else ''}")
+    # The names of arms leave a panel little width.
+    axis.set_title(textwrap.fill(f"{metric.label}{' (%)' if metric.unit == '%' else ''}", 20))
