@@ -54,6 +54,14 @@ GRIDS: dict[str, dict[str, str]] = {
         "direct reference": "--ppo.ref-context direct",
         "one clip": "--step.clip mixed --step.weights fixed",
     },
+    "attempts": {
+        "more": "",
+        "temperature 0.5": "--ppo.temperature 0.5",
+        "likeness only": "--step.objectives likeness",
+        "temperature 0.5, likeness only": "--ppo.temperature 0.5 --step.objectives likeness",
+        "four replies a turn": "--ppo.samples 4 --step.baseline leave_one_out",
+        "weak anchor": "--numbers.kl-coef 0.02",
+    },
     "front": {
         f"d = {d:.2f}": f"--numbers.thresholds success {d}" for d in (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
     },
