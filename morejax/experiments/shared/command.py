@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from morejax.host_memory import keep_freed_memory
+
 Config = TypeVar("Config")
 
 
@@ -30,6 +32,8 @@ def run_command(parse: Callable[[], Config], run: Callable[[Config], Path]) -> i
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
+        # Before the first array: see there.
+        keep_freed_memory()
         config = parse()
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

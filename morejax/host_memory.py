@@ -1,0 +1,52 @@
+"""How the C library keeps the memory that XLA's CPU programs allocate and free at every step.
+
+XLA on CPU takes its buffers from malloc. By default glibc maps every large one from the kernel and gives it back when
+it is freed, so that each step pays for clearing the same pages again: a third of the time of small models. Settings of
+`mallopt(3)` keep the pages in the process instead. They say where memory comes from and change no result.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from glob import glob
+
+__all__ = ["keep_freed_memory"]
+
+SWITCH = "MOREJAX_MALLOC"
+"""Environment variable: `keep` (the default where there is no accelerator) or `system`, which changes nothing."""
+
+# Parameters of mallopt, from glibc's malloc.h.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+_LARGEST = 2**31 - 1
+_PAD = 256 * 2**20
+_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
+
+
+def keep_freed_memory() -> bool:
+    """Let malloc keep what is freed, in one arena, where the work is done on CPU.
+
+    Call it before JAX touches a device: threads that exist keep the arenas they have. The process holds its peak of
+    memory until it ends (a fifth more than without, in the runs it was measured on).
+
+    Returns:
+      True if it is set; False where the C library is not glibc, there is an accelerator (and `JAX_PLATFORMS` is not
+      `cpu`), or `MOREJAX_MALLOC=system`.
+
+    Raises:
+      ValueError: `MOREJAX_MALLOC` is neither `keep` nor `system`.
+    """
+    wanted = os.environ.get(SWITCH, "")
+    if wanted not in ("", "keep", "system"):
+        raise ValueError(f"{SWITCH} must be keep or system, not {wanted!r}")
+    if wanted == "system" or not sys.platform.startswith("linux"):
+        return False
+    if not wanted and os.environ.get("JAX_PLATFORMS") != "cpu" and any(map(glob, _ACCELERATORS)):
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    # One arena: the others cannot grow beyond 64 MiB and would map large buffers all the same.
+    settings = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, _LARGEST), (_TOP_PAD, _PAD))
+    return all(library.mallopt(name, value) == 1 for name, value in settings)

@@ -1,0 +1,54 @@
+"""Freed memory stays with the process, or not, as asked."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from morejax.host_memory import SWITCH, keep_freed_memory
+
+PROGRAM = """
+from morejax.host_memory import keep_freed_memory
+kept = keep_freed_memory()
+import numpy as np
+array = np.ones((64, 2**20), np.uint8)
+del array
+pages = int(open("/proc/self/statm").read().split()[1])
+again = np.ones((64, 2**20), np.uint8)
+print(kept, int(open("/proc/self/statm").read().split()[1]) - pages)
+"""
+
+
+def grown(switch: str, **variables: str) -> tuple[str, float]:
+    """What `keep_freed_memory` says, and MiB that the process grows by in allocating again what it has freed."""
+    environment = {**os.environ, **variables, SWITCH: switch}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    kept, pages = done.stdout.split()
+    return kept, int(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_kept_only_where_asked() -> None:
+    kept, growth = grown("keep")
+    assert kept == "True"
+    assert growth < 1
+    kept, growth = grown("system")
+    assert kept == "False"
+    assert growth > 60
+
+
+def test_another_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "jemalloc")
+    with pytest.raises(ValueError, match="MOREJAX_MALLOC must be keep or system, not 'jemalloc'"):
+        keep_freed_memory()
+
+
+def test_accelerators_leave_the_host_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    monkeypatch.delenv(SWITCH, raising=False)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr("morejax.host_memory._ACCELERATORS", (f"{tmp_path}*",))
+    assert not keep_freed_memory()
