@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from morejax.experiments.multiwoz.branch import main
-from morejax.experiments.shared.branch import SHARED, branch
+from morejax.experiments.multiwoz.evaluation import predict_splits
+from morejax.experiments.shared.branch import ANSWERS, SHARED, branch
+from morejax.experiments.shared.systems import System
 
 
 @pytest.fixture
@@ -49,6 +52,34 @@ def test_it_has_the_stages_before_ppo_and_nothing_of_ppo(run, tmp_path):
 def test_the_seed_is_the_runs_own_unless_given(run, tmp_path):
     out = branch(run, tmp_path / "out")
     assert json.loads((out / "config.json").read_text())["config"]["seed"] == 0
+
+
+@pytest.mark.parametrize(("final", "scaffold"), [("ppo", "scaffold"), ("scaffold", "")])
+def test_answers_of_the_models_it_shares_come_along(run, tmp_path, final, scaffold):
+    said = {"": "final", "supervised": "supervised"} | ({"scaffold": "scaffold"} if scaffold else {})
+    for folder, text in said.items():
+        (run / "predictions" / folder).mkdir(parents=True, exist_ok=True)
+        (run / "predictions" / folder / "select.json").write_text(text)
+    (run / "results.json").write_text(json.dumps({"system": final}))
+    out = branch(run, tmp_path / "out")
+    found = {path.parent.name: path.read_text() for path in (out / ANSWERS).glob("*/*.json")}
+    assert found == {"supervised": "supervised", "scaffold": said[scaffold]}
+
+
+def test_evaluation_takes_the_answers_that_came_along(tmp_path):
+    shared = tmp_path / ANSWERS / "scaffold"
+    shared.mkdir(parents=True)
+    (shared / "select.json").write_text('{"dialogue": []}')
+    answered = []
+    predict = lambda params, part, **_: answered.append((params, part)) or {"other": []}  # noqa: E731
+    parts = SimpleNamespace(
+        dir=tmp_path,
+        corpus=SimpleNamespace(dialogues=lambda part: [SimpleNamespace(id=part)]),
+        decoding=SimpleNamespace(predict=predict),
+    )
+    made = predict_splits(parts, "scaffold", System("parameters", reasoned=True), ["select", "dev"])
+    assert made == {"select": {"dialogue": []}, "dev": {"other": []}}
+    assert answered == [("parameters", "dev")]
 
 
 def test_what_cannot_be_branched_is_named_and_nothing_is_left(run, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from morejax import hosts
 from morejax.experiments.multiwoz.decoding import Predictions
 from morejax.experiments.multiwoz.parts import Parts
 from morejax.experiments.multiwoz.results import write_results
+from morejax.experiments.shared.branch import ANSWERS
 from morejax.experiments.shared.systems import System, systems
 
 
@@ -36,11 +38,19 @@ def predict_splits(parts: Parts, name: str, system: System, splits: Sequence[str
     for part in sorted(splits, key=lambda part: -len(ids[part])):
         whole = next((larger for larger in made if made[larger].keys() >= set(ids[part])), None)
         if whole is None:
-            label = f"{name} answers {part}"
-            made[part] = parts.decoding.predict(system.params, part, reasoned=system.reasoned, label=label)
+            made[part] = _answers(parts, name, system, part)
         else:
             made[part] = {key: made[whole][key] for key in ids[part]}
     return {part: made[part] for part in splits}
+
+
+def _answers(parts: Parts, name: str, system: System, part: str) -> Predictions:
+    """Of a model that this run shares with the one it was branched from, what it answered there."""
+    shared = parts.dir / ANSWERS / name / f"{part}.json"
+    if shared.is_file():
+        return json.loads(shared.read_text())
+    label = f"{name} answers {part}"
+    return parts.decoding.predict(system.params, part, reasoned=system.reasoned, label=label)
 
 
 def _line(row: Mapping[str, Any]) -> str:

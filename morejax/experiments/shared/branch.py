@@ -19,6 +19,8 @@ from morejax.training.writers import METRICS_FILE
 SHARED = ("supervised", "scaffold", "reward_heads")
 """Stages that are taken over."""
 _FILES = ("reference_scores.json", "reward_heads.json")
+ANSWERS = "shared_predictions"
+"""Folder of a branched run with what the models it shares have answered already: <system>/<split>.json."""
 
 
 def branch(run: Path, out: Path, seed: int | None = None) -> Path:
@@ -51,6 +53,7 @@ def branch(run: Path, out: Path, seed: int | None = None) -> Path:
     for name in _FILES:
         if (run / name).is_file():
             shutil.copyfile(run / name, part / name)
+    _copy_answers(run, part / ANSWERS)
     if seed is not None:
         document["config"]["seed"] = seed
     write_json(part / "config.json", document | {"branched_from": document.get("command", "")})
@@ -61,6 +64,16 @@ def branch(run: Path, out: Path, seed: int | None = None) -> Path:
     # Last, and at once: a folder that is there is whole.
     part.replace(out)
     return out
+
+
+def _copy_answers(run: Path, target: Path) -> None:
+    """Answers of supervised model and scaffold; an experiment that keeps none in `predictions` has none to copy."""
+    results = run / "results.json"
+    final = _read(results).get("system") if results.is_file() else None
+    for system in ("supervised", "scaffold"):
+        for path in sorted((run / "predictions" / ("" if system == final else system)).glob("*.json")):
+            (target / system).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / system / path.name)
 
 
 def _read(path: Path) -> dict[str, Any]:
