@@ -61,6 +61,9 @@ GRIDS: dict[str, dict[str, str]] = {
         "temperature 0.5, likeness only": "--ppo.temperature 0.5 --step.objectives likeness",
         "four replies a turn": "--ppo.samples 4 --step.baseline leave_one_out",
         "weak anchor": "--numbers.kl-coef 0.02",
+        "low multipliers": "--numbers.multiplier-init 0.2",
+        "low multipliers, likeness only": "--numbers.multiplier-init 0.2 --step.objectives likeness",
+        "two passes": "--step.epochs 2",
     },
     "front": {
         f"d = {d:.2f}": f"--numbers.thresholds success {d}" for d in (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
