@@ -1,0 +1,153 @@
+"""What a reply costs: the policy, which answers directly, beside the scaffold, which writes its acts first.
+
+    python experiments/multiwoz/cost.py --save cost.json -- --preset cpu --data-dir DATA --out runs/mwz
+
+What follows `--` is the command of a finished run (policy track). Both models answer the same turns of the split that
+choices are made on, greedily: all of them in batches, which gives tokens and scores, and `--turns` of them one at a
+time in turn with the other model, which gives the time that a person waits (compiled before it is taken).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from morejax.experiments.multiwoz.__main__ import parse
+from morejax.experiments.multiwoz.config import MultiwozConfig
+from morejax.experiments.multiwoz.parts import Parts
+from morejax.experiments.shared.systems import System, systems
+from morejax.tasks.multiwoz import tokenizer as vocabulary
+from morejax.training.generate import Generator
+from morejax.training.interrupt import Interrupted, StopRequest
+from morejax.training.progress import Progress
+from morejax.training.task import Ids
+
+COLUMNS = ("inform", "success", "bleu", "combined")
+
+
+def waits(said: Mapping[str, Callable[[Ids], Any]], prompts: Sequence[Ids]) -> dict[str, list[float]]:
+    """Seconds that each model takes to answer each prompt alone, the models taking turns."""
+    taken: dict[str, list[float]] = {name: [] for name in said}
+    with Progress("one at a time", len(prompts)) as bar:
+        for number, prompt in enumerate(prompts, 1):
+            for name, answer in said.items():
+                began = time.perf_counter()
+                answer(prompt)
+                taken[name].append(time.perf_counter() - began)
+            bar.update(number)
+    return taken
+
+
+def row_of(name: str, written: Sequence[Ids], replies: Sequence[Ids], seconds: Sequence[float]) -> dict[str, Any]:
+    """Tokens a reply, split in reasoning and reply, and milliseconds until it is there."""
+    spoken, total = (float(np.mean([len(ids) for ids in one])) for one in (replies, written))
+    percentiles = {f"p{share}": float(np.percentile(seconds, share)) * 1e3 for share in (50, 95)}
+    return {
+        "system": name,
+        "tokens": total,
+        "reply_tokens": spoken,
+        "reasoning_tokens": total - spoken,
+        "milliseconds": percentiles | {"mean": float(np.mean(seconds)) * 1e3},
+    }
+
+
+def run(config: MultiwozConfig, turns: int) -> list[dict[str, Any]]:
+    """Answer, time, score and print; a row a model.
+
+    Raises:
+        ValueError: not the command of a run on the policy track, or a run without scaffold or policy.
+        FileNotFoundError: there is no such run.
+    """
+    if config.track != "policy":
+        raise ValueError(f"--track {config.track}: only the policy track can be read here")
+    with StopRequest() as stop:
+        parts = Parts(config, stop)
+        found = systems(parts)
+        missing = [name for name in ("scaffold", "ppo") if name not in found]
+        if missing:
+            raise ValueError(f"{parts.dir} has no {' and no '.join(missing)}: finish the run first")
+        dialogues = parts.corpus.dialogues(parts.select)
+        prompts = [prompt for dialogue in dialogues for prompt in parts.task.prompts(dialogue)]
+        owners = [prompt.dialogue.id for prompt in prompts]
+        compared = [found["scaffold"], found["ppo"]]
+        alone = {name: _alone(parts, found[name]) for name in ("scaffold", "ppo")}
+        asked = [prompt.direct for prompt in prompts]
+        some = [asked[place] for place in np.linspace(0, len(asked) - 1, min(turns, len(asked))).astype(int)]
+        # Every shape once, so that none is compiled while it is timed.
+        for prompt in {-(-len(prompt) // 32): prompt for prompt in some}.values():
+            for answer in alone.values():
+                answer(prompt)
+        taken = waits(alone, some)
+        rows = []
+        for name, system in zip(("scaffold", "ppo"), compared, strict=True):
+            written, replies = _all(parts, system, asked, name)
+            predictions: dict[str, list[dict[str, str]]] = {}
+            for owner, ids in zip(owners, replies, strict=True):
+                predictions.setdefault(owner, []).append({"response": vocabulary.decode(parts.task.tokenizer, ids)})
+            scores = parts.task.score(predictions, parts.select)
+            row = row_of(name, written, replies, taken[name]) | {key: scores[key] for key in COLUMNS}
+            rows.append(row | {"split": parts.select, "turns_timed": len(some), "device": jax.devices()[0].device_kind})
+    return rows
+
+
+def _alone(parts: Parts, system: System) -> Callable[[Ids], list[Ids]]:
+    """Answer one prompt, in a batch of one."""
+    whole = parts.decoding.reasoned if system.reasoned else parts.decoding.direct
+    one = Generator(whole.graphdef, whole.config, batch=1, step=whole.step)
+    return lambda prompt: one(system.params, [_opened(parts, system, prompt)])
+
+
+def _all(parts: Parts, system: System, asked: Sequence[Ids], name: str) -> tuple[list[Ids], list[Ids]]:
+    """Everything that a model writes, and the replies in it."""
+    whole = parts.decoding.reasoned if system.reasoned else parts.decoding.direct
+    with Progress(f"{name} answers", len(asked)) as bar:
+        written = whole(system.params, [_opened(parts, system, prompt) for prompt in asked], progress=bar)
+    replies = [parts.task.split_reasoned(ids)[1] for ids in written] if system.reasoned else written
+    return written, [ids[: parts.config.context.max_reply] for ids in replies]
+
+
+def _opened(parts: Parts, system: System, prompt: Ids) -> Ids:
+    """A model that reasons is asked for its acts."""
+    return (*prompt[:-1], parts.task.serialiser.token(vocabulary.ACTS)) if system.reasoned else prompt
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown."""
+    head = "| model | Inform | Success | BLEU | Combined | tokens | of them acts | ms, median | ms, 95 % |"
+    lines = [head, "|---|" + "---:|" * 8]
+    for row in rows:
+        scores = " | ".join(f"{row[key]:.1f}" for key in COLUMNS)
+        times = f"{row['milliseconds']['p50']:.0f} | {row['milliseconds']['p95']:.0f}"
+        lines.append(f"| {row['system']} | {scores} | {row['tokens']:.1f} | {row['reasoning_tokens']:.1f} | {times} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    cut = given.index("--") if "--" in given else len(given)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=200, help="answered one at a time")
+    parser.add_argument("--save", type=Path, help="file for the rows as JSON")
+    options = parser.parse_args(given[:cut])
+    try:
+        rows = run(parse([*given[cut + 1 :], "--resume"]), options.turns)
+    except (ValueError, OSError, Interrupted) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(rows))
+    if options.save:
+        options.save.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
