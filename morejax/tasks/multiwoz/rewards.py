@@ -6,6 +6,7 @@
 | success      | constraint | the same for Success                                                                 |
 | slots        | constraint | recall of the goal's slots that are due in this turn, at the tokens that say them    |
 | likeness     | objective  | sentence BLEU against the corpus reply                                               |
+| corpus_bleu  | objective  | what the reply does for the BLEU of the whole rollout                                |
 | fluency      | objective  | likelihood under a frozen language model, clipped to the range of corpus replies     |
 | faithfulness | objective  | share of placeholders that state and database license                                |
 | naturalness  | objective  | probability that a human wrote the reply, from the reward head                       |
@@ -21,6 +22,7 @@ from typing import TypeVar
 import numpy as np
 from sacrebleu.metrics import BLEU
 
+from morejax.tasks.corpus_bleu import bleu_shares
 from morejax.tasks.multiwoz.canonical import REQUESTABLES, VENUE_DOMAINS
 from morejax.tasks.multiwoz.database import Database
 from morejax.tasks.multiwoz.normalise import PLACEHOLDER, mentions, normalise_predicted_state, unify
@@ -245,6 +247,20 @@ def likeness(batch: SampledBatch, context: StreamContext) -> StreamValues:
     pairs = ((unified(turn.text), unified(turn.turn.delex)) for turn in batch.turns)
     scores = [_SENTENCE_BLEU.sentence_score(said, [reference]).score for said, reference in pairs]
     return StreamValues(np.array(scores, np.float32) / 100.0)
+
+
+@register_stream("corpus_bleu", kind="objective")
+def corpus_bleu(batch: SampledBatch, context: StreamContext) -> StreamValues:
+    """What each reply does for BLEU-4 of all replies of the batch together; J is that BLEU, in [0, 1].
+
+    Text as in `likeness`; see `morejax.tasks.corpus_bleu.bleu_shares`. Of several processes each takes the replies
+    that it scores. A reply's value depends on the others of its batch and may be negative.
+    """
+    pairs = ((unified(turn.text), unified(turn.turn.delex)) for turn in batch.turns)
+    scores = [_SENTENCE_BLEU.sentence_score(said, [reference]) for said, reference in pairs]
+    counts = ([one.counts for one in scores], [one.totals for one in scores])
+    lengths = ([one.sys_len for one in scores], [one.ref_len for one in scores])
+    return StreamValues(bleu_shares(*map(np.array, (*counts, *lengths))).astype(np.float32))
 
 
 @lru_cache(maxsize=1 << 16)

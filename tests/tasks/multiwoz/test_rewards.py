@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from sacrebleu.metrics import BLEU
 
 from morejax.tasks.multiwoz import rewards
 from morejax.tasks.multiwoz.canonical import UNIFIED_PLACEHOLDER
@@ -210,6 +211,18 @@ def test_likeness_is_sentence_bleu_on_unified_placeholders():
     # NAME has big rooms . | NAME has rooms . -> n-gram matches 4/5, 2/4, 0/3, 0/2, smoothed 1/(2*3), 1/(4*2).
     assert v.score[2] == pytest.approx((0.8 * 0.5 * (1 / 6) * (1 / 8)) ** 0.25, abs=1e-4)
     assert v.score[3] < 0.1
+
+
+def test_corpus_bleu_of_a_batch_is_sacrebleus():
+    replies = ["[restaurant_name] is nice.", "the phone is [phone] today.", "[name] has rooms.", "[reference]"]
+    v = values("corpus_bleu", replies)
+    said, wanted = ([rewards.unified(text) for text in texts] for texts in (replies, REFERENCES))
+    expected = BLEU(smooth_method="none").corpus_score(said, [wanted]).score / 100
+    assert 0 < expected < 1
+    assert v.score.mean() == pytest.approx(expected, rel=1e-5)
+    # The exact ones are worth more than the one with a word too many.
+    assert min(v.score[0], v.score[2]) > v.score[1]
+    np.testing.assert_array_equal(v.reward, v.score)
 
 
 def test_fluency_is_clipped_to_the_corpus_range():

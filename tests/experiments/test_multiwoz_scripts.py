@@ -1,0 +1,67 @@
+"""The scripts beside the recorded runs: what they read of a run and what they write."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SCRIPTS = Path(__file__).parents[2] / "experiments" / "multiwoz"
+SCORES = ("inform", "success", "bleu", "combined")
+
+
+def script(tiny, name, *arguments):
+    """Run a script to its end; what it printed."""
+    command = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
+    done = subprocess.run(command, env=tiny.environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def scores(run, system, split):
+    rows = json.loads((run / "results.json").read_text())["scores"]
+    return next(row for row in rows if (row["system"], row["split"]) == (system, split))
+
+
+def test_cost_has_the_scores_of_the_run_and_tells_acts_from_replies(tiny, finished, copy_of, tmp_path):
+    run, saved = copy_of(finished[0]), tmp_path / "cost.json"
+    said = script(tiny, "cost.py", "--turns", 3, "--save", saved, "--", *tiny.arguments(run))
+    scaffold, policy = json.loads(saved.read_text())
+    for row in (scaffold, policy):
+        recorded = scores(run, row["system"], row["split"])
+        assert {key: row[key] for key in SCORES} == pytest.approx({key: recorded[key] for key in SCORES})
+        assert 0 < row["milliseconds"]["p50"] <= row["milliseconds"]["p95"]
+        assert row["turns_timed"] == 3
+        assert row["tokens"] == pytest.approx(row["reply_tokens"] + row["reasoning_tokens"])
+    assert scaffold["reasoning_tokens"] > 0
+    assert policy["reasoning_tokens"] == 0
+    assert said.splitlines()[0].startswith("| model | Inform |")
+
+
+def test_decoding_reports_the_runs_own_greedy_score(tiny, finished, copy_of, tmp_path):
+    run, saved = copy_of(finished[0]), tmp_path / "decoding.json"
+    script(tiny, "decoding.py", "--samples", 2, "--save", saved, "--", *tiny.arguments(run))
+    rows = {row["decoding"]: row for row in json.loads(saved.read_text())}
+    assert list(rows) == ["greedy", "sampled", "likeliest", "natural", "consensus"]
+    recorded = scores(run, "ppo", rows["greedy"]["split"])
+    assert {key: rows["greedy"][key] for key in SCORES} == pytest.approx({key: recorded[key] for key in SCORES})
+
+
+def test_a_grid_makes_its_runs_once_and_tables_them(tiny, prepared, tmp_path):
+    common = tiny.arguments(tmp_path / "unused", "--ppo.iterations", "1", "--eval-splits", "dev")
+    common = [flag for flag in common if flag not in ("--out", str(tmp_path / "unused"))]
+    arguments = ("attempts", "--backbone", prepared, "--out", tmp_path / "grid", "--seeds", 1)
+    said = script(tiny, "grid.py", *arguments, "--arms", "weak anchor", "--", *common)
+    (row,) = json.loads((tmp_path / "grid" / "attempts.json").read_text())
+    assert (row["arm"], row["seed"], row["split"]) == ("weak anchor", 1, "dev")
+    run = tmp_path / "grid" / "weak-anchor-seed1"
+    assert row["combined"] == scores(run, "ppo", "dev")["combined"]
+    assert json.loads((run / "config.json").read_text())["config"]["numbers"]["kl_coef"] == 0.02
+    again = script(tiny, "grid.py", *arguments, "--table")
+    assert again == said
+    assert "| weak anchor | 1 |" in again
