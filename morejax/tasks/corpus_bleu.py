@@ -12,7 +12,7 @@ import numpy as np
 
 def _sums(*counts: np.ndarray) -> list[np.ndarray]:
     """Over replies."""
-    return [np.sum(one, axis=0, dtype=np.float64) for one in counts]
+    return [np.asarray(np.sum(one, axis=0, dtype=np.float64)) for one in counts]
 
 
 def corpus_bleu(matches: np.ndarray, totals: np.ndarray, lengths: np.ndarray, references: np.ndarray) -> float:
