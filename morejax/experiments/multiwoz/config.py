@@ -173,15 +173,17 @@ def _demo() -> MultiwozConfig:
 
 
 def _cpu() -> MultiwozConfig:
-    lm = LanguageModelConfig(epochs=2.0, tokens_per_batch=4096, learning_rate=2e-3)
+    lm = LanguageModelConfig(
+        epochs=2.5, tokens_per_batch=4096, learning_rate=2e-3, optimizer="muon", token_dropout=0.1, weight_decay=0.1
+    )
     return MultiwozConfig(
         preset="cpu",
         vocab_size=4096,
-        model=DecoderConfig(vocab_size=4096, max_length=192, layers=4, width=192, heads=6),
+        model=DecoderConfig(vocab_size=4096, max_length=192, layers=4, width=192, heads=6, shift=True),
         critic=CriticConfig(kind="shared", hidden=128),
         context=ContextConfig(max_context=128, max_reply=48, max_state=64),
         supervised=lm,
-        scaffold=replace(lm, epochs=0.5, learning_rate=1e-3),
+        scaffold=replace(lm, epochs=1.0, learning_rate=1e-3, weight_decay=0.05),
         reward=RewardHeadConfig(),
         ppo=PPOConfig(iterations=60, turns=256, eval_every=10, eval_dialogues=150, checkpoint_every=5),
         step=StepConfig(minibatches=8),
