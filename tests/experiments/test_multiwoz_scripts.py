@@ -52,6 +52,17 @@ def test_decoding_reports_the_runs_own_greedy_score(tiny, finished, copy_of, tmp
     assert {key: rows["greedy"][key] for key in SCORES} == pytest.approx({key: recorded[key] for key in SCORES})
 
 
+def test_tuning_on_a_split_starts_from_the_runs_own_model(tiny, finished, copy_of):
+    run = copy_of(finished[0])
+    flags = ("--split", "dev", "--epochs", 1, "--learning-rate", 0.01)
+    said = script(tiny, "gold_tuning.py", *flags, "--", *tiny.arguments(run))
+    before, after = ([float(cell) for cell in line.split("|")[2:-1]] for line in said.splitlines()[2:])
+    recorded = scores(run, "supervised", "dev")
+    assert before[1:] == pytest.approx([recorded[key] for key in SCORES], abs=0.006)
+    # What is learnt from is what is scored.
+    assert after[0] < before[0]
+
+
 def test_a_grid_makes_its_runs_once_and_tables_them(tiny, prepared, tmp_path):
     common = tiny.arguments(tmp_path / "unused", "--ppo.iterations", "1", "--eval-splits", "dev")
     common = [flag for flag in common if flag not in ("--out", str(tmp_path / "unused"))]
