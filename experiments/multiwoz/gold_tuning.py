@@ -1,6 +1,7 @@
 """Do the exactly annotated dialogues deserve the last word? The supervised model, trained on from there on those alone.
 
-    python experiments/multiwoz/gold_tuning.py --epochs 1 --learning-rate 5e-4 -- --preset cpu --data-dir DATA --out runs/mwz
+    python experiments/multiwoz/gold_tuning.py --epochs 1 --learning-rate 5e-4 -- --preset cpu --data-dir DATA \
+        --out runs/mwz
 
 What follows `--` is the command of a run whose supervised stage is done. Scores the model before and after on the
 split that choices are made on, prints both as Markdown, and keeps nothing of the run's changed.
