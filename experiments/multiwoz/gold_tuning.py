@@ -1,4 +1,4 @@
-r"""Do the exactly annotated dialogues deserve the last word? The supervised model, trained on from there on those alone.
+r"""Do the exactly annotated dialogues deserve the last word? The supervised model, trained on those alone.
 
     python experiments/multiwoz/gold_tuning.py --epochs 1 --learning-rate 5e-4 -- --preset cpu --data-dir DATA \
         --out runs/mwz

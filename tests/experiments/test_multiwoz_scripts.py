@@ -63,6 +63,16 @@ def test_tuning_on_a_split_starts_from_the_runs_own_model(tiny, finished, copy_o
     assert after[0] < before[0]
 
 
+def test_the_ends_of_the_interpolation_are_the_runs_models(tiny, finished, copy_of, tmp_path):
+    run, saved = copy_of(finished[0]), tmp_path / "front.json"
+    script(tiny, "interpolate.py", "--shares", 0, 0.5, 1, "--save", saved, "--", *tiny.arguments(run))
+    rows = json.loads(saved.read_text())
+    assert [row["share"] for row in rows] == [0, 0.5, 1]
+    for row, system in ((rows[0], "supervised"), (rows[2], "ppo")):
+        recorded = scores(run, system, row["split"])
+        assert {key: row[key] for key in SCORES} == pytest.approx({key: recorded[key] for key in SCORES})
+
+
 def test_a_grid_makes_its_runs_once_and_tables_them(tiny, prepared, tmp_path):
     common = tiny.arguments(tmp_path / "unused", "--ppo.iterations", "1", "--eval-splits", "dev")
     common = [flag for flag in common if flag not in ("--out", str(tmp_path / "unused"))]
