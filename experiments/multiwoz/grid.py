@@ -31,6 +31,8 @@ from scipy import stats
 from morejax.experiments.shared.branch import branch
 from morejax.tasks.multiwoz.board import POLICY_ROWS
 
+_CORPUS_BLEU = "--step.objectives corpus_bleu fluency faithfulness naturalness"
+_QUICK = "--numbers.multiplier-init 0.2 --numbers.multiplier-kp 5 --numbers.multiplier-ki 0.3"
 GRIDS: dict[str, dict[str, str]] = {
     "ablation": {
         "more": "",
@@ -58,7 +60,7 @@ GRIDS: dict[str, dict[str, str]] = {
         "more": "",
         "temperature 0.5": "--ppo.temperature 0.5",
         "likeness only": "--step.objectives likeness",
-        "corpus BLEU for likeness": "--step.objectives corpus_bleu fluency faithfulness naturalness",
+        "corpus BLEU for likeness": _CORPUS_BLEU,
         "corpus BLEU only": "--step.objectives corpus_bleu",
         "corpus BLEU and fluency": "--step.objectives corpus_bleu fluency",
         "temperature 0.5, likeness only": "--ppo.temperature 0.5 --step.objectives likeness",
@@ -67,6 +69,9 @@ GRIDS: dict[str, dict[str, str]] = {
         "low multipliers": "--numbers.multiplier-init 0.2",
         "low multipliers, likeness only": "--numbers.multiplier-init 0.2 --step.objectives likeness",
         "two passes": "--step.epochs 2",
+        "quick multipliers": _QUICK,
+        "quick multipliers, corpus BLEU": f"{_QUICK} {_CORPUS_BLEU}",
+        "quick multipliers, corpus BLEU and fluency": f"{_QUICK} --step.objectives corpus_bleu fluency",
     },
     "front": {
         f"d = {d:.2f}": f"--numbers.thresholds success {d}" for d in (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
