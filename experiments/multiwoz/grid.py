@@ -66,6 +66,7 @@ GRIDS: dict[str, dict[str, str]] = {
         "temperature 0.5, likeness only": "--ppo.temperature 0.5 --step.objectives likeness",
         "four replies a turn": "--ppo.samples 4 --step.baseline leave_one_out",
         "weak anchor": "--numbers.kl-coef 0.02",
+        "strong anchor, quick multipliers": f"--numbers.kl-coef 0.3 {_QUICK} {_CORPUS_BLEU}",
         "low multipliers": "--numbers.multiplier-init 0.2",
         "low multipliers, likeness only": "--numbers.multiplier-init 0.2 --step.objectives likeness",
         "two passes": "--step.epochs 2",
