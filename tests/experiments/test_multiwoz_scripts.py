@@ -73,6 +73,39 @@ def test_the_ends_of_the_interpolation_are_the_runs_models(tiny, finished, copy_
         assert {key: row[key] for key in SCORES} == pytest.approx({key: recorded[key] for key in SCORES})
 
 
+def test_errors_add_up_to_the_scores_and_people_do_what_people_do(tiny, finished, tmp_path):
+    run, saved = finished[0], tmp_path / "errors.json"
+    predictions = run / "predictions" / "test.json"
+    flags = ("--data-dir", tiny.corpus, "--split", "test", "--save", saved)
+    said = script(tiny, "errors.py", f"more={predictions}", *flags)
+    found = json.loads(saved.read_text())
+    recorded = scores(run, "ppo", "test")
+    names = [name for name in found["more"] if "lost" in name]
+    never, unfit = (found["more"][name] for name in names[:2])
+    assert max(never, unfit) <= 100 - recorded["inform"] + 0.1 <= never + unfit + 0.2
+    missing = [found["more"][name] for name in names[2:]]
+    assert max(missing) <= recorded["inform"] - recorded["success"] + 0.1 <= sum(missing) + 0.2
+    assert found["human"]["offers where people do not"] == 0
+    assert found["human"]["does not offer where people do"] == 0
+    assert said.startswith("| per cent | human | more |")
+
+
+def test_errors_names_a_file_that_lacks_a_dialogue(tiny, tmp_path):
+    (tmp_path / "none.json").write_text("{}")
+    command = [
+        sys.executable,
+        str(SCRIPTS / "errors.py"),
+        f"x={tmp_path / 'none.json'}",
+        "--data-dir",
+        str(tiny.corpus),
+    ]
+    done = subprocess.run(
+        [*command, "--split", "test"], env=tiny.environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 2
+    assert "none.json: 0 replies to" in done.stderr
+
+
 def test_a_grid_makes_its_runs_once_and_tables_them(tiny, prepared, tmp_path):
     common = tiny.arguments(tmp_path / "unused", "--ppo.iterations", "1", "--eval-splits", "dev")
     common = [flag for flag in common if flag not in ("--out", str(tmp_path / "unused"))]

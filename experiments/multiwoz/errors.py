@@ -1,0 +1,167 @@
+r"""What systems get wrong on MultiWOZ, and where they play to the metric: counts from their predictions.
+
+    python experiments/multiwoz/errors.py --data-dir DATA --split select --save errors.json \
+        supervised=runs/mwz/predictions/supervised/select.json more=runs/mwz/predictions/select.json
+
+People's own replies come first, under `human`. Two blocks: of dialogues, why Inform or Success is lost (a dialogue may
+count under several); of turns, habits that a metric rewards or does not see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from morejax.tasks.multiwoz.canonical import REQUESTABLES
+from morejax.tasks.multiwoz.dataset import load_corpus
+from morejax.tasks.multiwoz.normalise import mentions
+from morejax.tasks.multiwoz.records import Corpus, Dialogue
+from morejax.tasks.multiwoz.rewards import judge_dialogue, licensed_share, unified
+from morejax.tasks.streams import SampledTurn
+
+_OFFERS = frozenset({"NAME", "TRAINID"})
+_STOCK = 10
+"""Turns that share one reply before it counts as a stock phrase."""
+
+
+def counts(dialogues: Sequence[Dialogue], said: Mapping[str, Sequence[str]], corpus: Corpus) -> dict[str, float]:
+    """Shares in per cent, of dialogues or of turns.
+
+    Args:
+      dialogues: with goals and people's replies.
+      said: dialogue id -> the replies of a system, one a turn.
+      corpus: whose database answers.
+    """
+    lost: Counter[str] = Counter()
+    habits: Counter[str] = Counter()
+    used = Counter(unified(reply) for dialogue in dialogues for reply in said[dialogue.id])
+    turns = words = 0
+    for dialogue in dialogues:
+        sampled = tuple(
+            SampledTurn(dialogue, turn, reply, (0,), turn.state)
+            for turn, reply in zip(dialogue.turns, said[dialogue.id], strict=True)
+        )
+        lost.update(_lost(sampled, corpus))
+        for one in sampled:
+            habits.update(_habits(one, corpus))
+            habits["stock phrase"] += used[unified(one.text)] >= _STOCK
+            words += len(one.text.split())
+        turns += len(sampled)
+    of_dialogues = {name: 100 * lost[name] / len(dialogues) for name in LOST}
+    of_turns = {name: 100 * habits[name] / turns for name in HABITS}
+    return of_dialogues | of_turns | {"words a turn": words / turns}
+
+
+LOST = (
+    "Inform lost: a venue or train that is asked for is never offered",
+    "Inform lost: what is offered last does not fit the goal",
+    "Success lost with Inform held: phone, post code, address or id missing",
+    "Success lost with Inform held: booking reference missing",
+)
+HABITS = (
+    "offers where people do not",
+    "does not offer where people do",
+    "gives a requestable slot where people do not",
+    "does not give one where people do",
+    "a placeholder that state and database do not license",
+    "asks a question",
+    "stock phrase",
+)
+
+
+def _lost(turns: Sequence[SampledTurn], corpus: Corpus) -> list[str]:
+    """Reasons for which a dialogue loses Inform or Success."""
+    verdict = judge_dialogue(turns, corpus.database).sampled
+    reasons = []
+    if not verdict.inform:
+        offered = {domain for turn in verdict.turns for domain in turn.offered}
+        missing = [domain for domain, fits in verdict.domains_inform.items() if not fits and domain not in offered]
+        wrong = [domain for domain, fits in verdict.domains_inform.items() if not fits and domain in offered]
+        reasons += [LOST[0]] * bool(missing) + [LOST[1]] * bool(wrong)
+    elif not verdict.success:
+        credited = frozenset().union(*(turn.mentioned for turn in verdict.turns))
+        wanted = {
+            slot
+            for domain, gives in verdict.domains_provided.items()
+            if not gives
+            for slot in turns[0].dialogue.goal[domain]["requestable"]
+        }
+        reference = "REFERENCE" in wanted and "REFERENCE" not in credited
+        # A slot that was said for another domain only still counts as missing.
+        reasons += [LOST[3]] * reference + [LOST[2]] * (not reference or bool(wanted - {"REFERENCE"} - credited))
+    return reasons
+
+
+def _habits(turn: SampledTurn, corpus: Corpus) -> list[str]:
+    said, human = mentions(turn.text), mentions(turn.turn.delex)
+    offers, people = bool(said & _OFFERS), bool(human & _OFFERS)
+    gives, given = said & frozenset(REQUESTABLES), human & frozenset(REQUESTABLES)
+    found = (
+        offers and not people,
+        people and not offers,
+        bool(gives - given),
+        bool(given - gives),
+        licensed_share(turn, corpus.database) < 1,
+        "?" in turn.text,
+    )
+    return [name for name, holds in zip(HABITS, found, strict=False) if holds]
+
+
+def table(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Markdown, a column a system."""
+    lines = [f"| per cent | {' | '.join(found)} |", "|---|" + "---:|" * len(found)]
+    for name in next(iter(found.values())):
+        kind = "" if name.startswith("words") else " of dialogues" if name in LOST else " of turns"
+        heading = f"{name} ({kind.strip()})" if kind else name
+        lines.append(f"| {heading} | {' | '.join(f'{one[name]:.1f}' for one in found.values())} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("systems", nargs="+", metavar="NAME=FILE", help="predictions in the standard format")
+    parser.add_argument("--data-dir", type=Path, required=True, help="corpus folder")
+    parser.add_argument("--split", default="select")
+    parser.add_argument("--save", type=Path, help="file for the counts as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        corpus = load_corpus(options.data_dir)
+        dialogues = corpus.dialogues(options.split)
+        found = {"human": counts(dialogues, {d.id: [turn.delex for turn in d.turns] for d in dialogues}, corpus)}
+        for system in options.systems:
+            name, _, path = system.partition("=")
+            found[name] = counts(dialogues, _read(system, path, dialogues), corpus)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(found))
+    if options.save:
+        options.save.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def _read(system: str, path: str, dialogues: Sequence[Dialogue]) -> dict[str, list[str]]:
+    """Replies of every dialogue.
+
+    Raises:
+        ValueError: not NAME=FILE, or the file lacks a turn.
+    """
+    if not path:
+        raise ValueError(f"{system!r}: expected NAME=FILE")
+    document: dict[str, list[dict[str, Any]]] = json.loads(Path(path).read_text())
+    for dialogue in dialogues:
+        if len(document.get(dialogue.id, ())) != len(dialogue.turns):
+            raise ValueError(
+                f"{path}: {len(document.get(dialogue.id, ()))} replies to {dialogue.id}, expected {len(dialogue.turns)}"
+            )
+    return {dialogue.id: [turn["response"] for turn in document[dialogue.id]] for dialogue in dialogues}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
