@@ -75,7 +75,7 @@ GRIDS: dict[str, dict[str, str]] = {
         "quick multipliers, corpus BLEU and fluency": f"{_QUICK} --step.objectives corpus_bleu fluency",
     },
     "front": {
-        f"d = {d:.2f}": f"--numbers.thresholds success {d} {_QUICK} {_CORPUS_BLEU}"
+        f"d = {d:.2f}": f"--numbers.thresholds success {d} inform {min(d + 0.05, 0.93):.2f} {_QUICK} {_CORPUS_BLEU}"
         for d in (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
     },
 }  # fmt: skip
