@@ -33,6 +33,7 @@ from morejax.tasks.multiwoz.board import POLICY_ROWS
 
 _CORPUS_BLEU = "--step.objectives corpus_bleu fluency faithfulness naturalness"
 _QUICK = "--numbers.multiplier-init 0.2 --numbers.multiplier-kp 5 --numbers.multiplier-ki 0.3"
+_LOWER = "--numbers.thresholds success 0.8 inform 0.88"
 GRIDS: dict[str, dict[str, str]] = {
     "ablation": {
         "more": "",
@@ -66,7 +67,10 @@ GRIDS: dict[str, dict[str, str]] = {
         "temperature 0.5, likeness only": "--ppo.temperature 0.5 --step.objectives likeness",
         "four replies a turn": "--ppo.samples 4 --step.baseline leave_one_out",
         "weak anchor": "--numbers.kl-coef 0.02",
-        "strong anchor, quick multipliers": f"--numbers.kl-coef 0.3 {_QUICK} {_CORPUS_BLEU}",
+        "strong anchor": "--numbers.kl-coef 0.3",
+        "lower thresholds": _LOWER,
+        "lower thresholds, strong anchor": f"--numbers.kl-coef 0.3 {_LOWER}",
+        "lower thresholds, strong anchor, corpus BLEU": f"--numbers.kl-coef 0.3 {_LOWER} {_CORPUS_BLEU}",
         "low multipliers": "--numbers.multiplier-init 0.2",
         "low multipliers, likeness only": "--numbers.multiplier-init 0.2 --step.objectives likeness",
         "two passes": "--step.epochs 2",
