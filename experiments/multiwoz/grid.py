@@ -34,6 +34,7 @@ from morejax.tasks.multiwoz.board import POLICY_ROWS
 _CORPUS_BLEU = "--step.objectives corpus_bleu fluency faithfulness naturalness"
 _QUICK = "--numbers.multiplier-init 0.2 --numbers.multiplier-kp 5 --numbers.multiplier-ki 0.3"
 _LOWER = "--numbers.thresholds success 0.8 inform 0.88"
+_RESTRAINT = "--step.constraints inform success slots restraint --numbers.thresholds success 0.85 inform 0.9"
 GRIDS: dict[str, dict[str, str]] = {
     "ablation": {
         "more": "",
@@ -74,6 +75,10 @@ GRIDS: dict[str, dict[str, str]] = {
         "low multipliers": "--numbers.multiplier-init 0.2",
         "low multipliers, likeness only": "--numbers.multiplier-init 0.2 --step.objectives likeness",
         "two passes": "--step.epochs 2",
+        "restraint": _RESTRAINT,
+        "restraint, corpus BLEU": f"{_RESTRAINT} {_CORPUS_BLEU}",
+        "restraint, strong anchor": f"{_RESTRAINT} --numbers.kl-coef 0.3",
+        "restraint, strong anchor, corpus BLEU": f"{_RESTRAINT} --numbers.kl-coef 0.3 {_CORPUS_BLEU}",
         "quick multipliers": _QUICK,
         "quick multipliers, corpus BLEU": f"{_QUICK} {_CORPUS_BLEU}",
         "quick multipliers, corpus BLEU and fluency": f"{_QUICK} --step.objectives corpus_bleu fluency",

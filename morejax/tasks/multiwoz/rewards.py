@@ -1,10 +1,11 @@
-"""The reward streams of MultiWOZ: three constraints on what a reply achieves, four objectives on how it is said.
+"""The reward streams of MultiWOZ: constraints on what a reply achieves, objectives on how it is said.
 
 | stream       | kind       | reward of a turn                                                                     |
 |--------------|------------|--------------------------------------------------------------------------------------|
 | inform       | constraint | change in the dialogue's Inform that this reply makes against the corpus reply       |
 | success      | constraint | the same for Success                                                                 |
 | slots        | constraint | recall of the goal's slots that are due in this turn, at the tokens that say them    |
+| restraint    | constraint | share of the offers and facts of a reply that the corpus reply gives in this turn too |
 | likeness     | objective  | sentence BLEU against the corpus reply                                               |
 | corpus_bleu  | objective  | what the reply does for the BLEU of the whole rollout                                |
 | fluency      | objective  | likelihood under a frozen language model, clipped to the range of corpus replies     |
@@ -230,6 +231,20 @@ def due_slots(turn: SampledTurn, reference: TurnScore, sampled: TurnScore) -> fr
     requested = (name.partition("-") for name in turn.turn.requested)
     asked = {unify(slot) for domain, _, slot in requested if domain in sampled.domains}
     return frozenset(relevant & (reference.mentioned | asked))
+
+
+@register_stream("restraint", kind="constraint")
+def restraint(batch: SampledBatch, context: StreamContext) -> StreamValues:
+    """Precision of what a reply gives away: the share of its offers and facts that the corpus reply gives here too.
+
+    |said & corpus| / |said| over NAME and the requestables (phone, address, post code, reference, train id), each counted once; a reply without any is left out
+    of J. Inform and Success count what is given at any time and forgive what nobody asked for: a policy that is paid
+    for them alone offers in every other turn. This is the other side of that trade.
+    """
+    said = [mentions(turn.text) & _DECISIVE for turn in batch.turns]
+    human = [mentions(turn.turn.delex) & _DECISIVE for turn in batch.turns]
+    share = [len(one & other) / max(len(one), 1) for one, other in zip(said, human, strict=True)]
+    return StreamValues(np.array(share, np.float32), applies=np.array([bool(one) for one in said]))
 
 
 # Objectives

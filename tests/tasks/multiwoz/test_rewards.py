@@ -200,6 +200,15 @@ def test_a_placeholder_in_word_pieces_is_paid_at_the_end():
     np.testing.assert_allclose(v.reward, [1, 0, 0, 0])
 
 
+def test_restraint_is_the_precision_of_what_is_given():
+    replies = ["[name] at [phone].", "the phone is [phone].", "[restaurant_name] has rooms.", "anything else?"]
+    v = values("restraint", replies)
+    # The corpus gives the name only; the phone; the name, in another spelling; a reference, of which nothing is said.
+    np.testing.assert_allclose(v.reward, [0.5, 1, 1, 0])
+    np.testing.assert_array_equal(v.applies, [True, True, True, False])
+    assert get_stream("restraint").kind == "constraint"
+
+
 # Objectives
 
 
