@@ -237,9 +237,9 @@ def due_slots(turn: SampledTurn, reference: TurnScore, sampled: TurnScore) -> fr
 def restraint(batch: SampledBatch, context: StreamContext) -> StreamValues:
     """Precision of what a reply gives away: the share of its offers and facts that the corpus reply gives here too.
 
-    |said & corpus| / |said| over NAME and the requestables (phone, address, post code, reference, train id), each counted once; a reply without any is left out
-    of J. Inform and Success count what is given at any time and forgive what nobody asked for: a policy that is paid
-    for them alone offers in every other turn. This is the other side of that trade.
+    |said & corpus| / |said| over NAME and the requestables, each counted once; a reply without any is left out of J.
+    Inform and Success count what is given at any time and forgive what nobody asked for: a policy that is paid for them
+    alone offers in every other turn. This is the other side of that trade.
     """
     said = [mentions(turn.text) & _DECISIVE for turn in batch.turns]
     human = [mentions(turn.turn.delex) & _DECISIVE for turn in batch.turns]
