@@ -185,7 +185,7 @@ def _cpu() -> MultiwozConfig:
         supervised=lm,
         scaffold=replace(lm, epochs=1.0, learning_rate=1e-3, weight_decay=0.05),
         reward=RewardHeadConfig(),
-        ppo=PPOConfig(iterations=60, turns=256, eval_every=10, eval_dialogues=150, checkpoint_every=5),
+        ppo=PPOConfig(iterations=30, turns=256, eval_every=10, eval_dialogues=150, checkpoint_every=5, keep="last"),
         step=StepConfig(minibatches=8),
         numbers=StepNumbers(learning_rate=3e-4, warmup_steps=3, kl_coef=0.1, thresholds=dict(_THRESHOLDS)),
     )
