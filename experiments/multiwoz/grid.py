@@ -21,15 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
-from matplotlib import pyplot as plt
+from front import draw_front
 from scipy import stats
 
 from morejax.experiments.shared.branch import branch
-from morejax.tasks.multiwoz.board import POLICY_ROWS
 
 _CORPUS_BLEU = "--step.objectives corpus_bleu fluency faithfulness naturalness"
 _QUICK = "--numbers.multiplier-init 0.2 --numbers.multiplier-kp 5 --numbers.multiplier-ki 0.3"
@@ -154,26 +150,16 @@ def _difference(paired: Sequence[float]) -> str:
     return f"{np.mean(paired):+.1f} ± {half:.1f}{verdict}"
 
 
-def draw_front(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Success against BLEU, a point a threshold, beside the published systems (theirs are of the test split)."""
-    figure, axis = plt.subplots(figsize=(6.4, 4.6), constrained_layout=True)
-    published = [row for row in POLICY_ROWS if row.bleu is not None]
-    axis.scatter([r.success for r in published], [r.bleu for r in published], color="0.6", label="published (test)")
-    for row in published:
-        axis.annotate(
-            row.system, (row.success, row.bleu), fontsize=7, color="0.4", xytext=(3, 3), textcoords="offset points"
-        )
-    arms = list(dict.fromkeys(row["arm"] for row in rows))
-    means = [[np.mean([r[key] for r in rows if r["arm"] == arm]) for key in ("success", "bleu")] for arm in arms]
-    axis.plot(*np.array(means).T, marker="o", color="C0", label=f"morejax, Success held at d ({rows[0]['split']})")
-    for arm, point in zip(arms, means, strict=True):
-        axis.annotate(arm, point, fontsize=7, color="C0", xytext=(3, -9), textcoords="offset points")
-    axis.set(xlabel="Success", ylabel="BLEU")
-    axis.grid(alpha=0.3)
-    axis.legend()
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
-    return path
+def mean_points(rows: Sequence[dict[str, Any]]) -> list[tuple[str, float, float]]:
+    """Name, Success and BLEU of every arm, means over seeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["arm"], []).append(row)
+
+    def mean(arm: str, key: str) -> float:
+        return float(np.mean([row[key] for row in found[arm]]))
+
+    return [(arm, mean(arm, "success"), mean(arm, "bleu")) for arm in found]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -208,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (options.out / f"{options.grid}.md").write_text(table(rows))
     print(table(rows))
     if options.grid == "front":
-        print(draw_front(rows, options.out / "front.png"))
+        print(draw_front(mean_points(rows), rows[0]["split"], options.out / "front.png", "Success held at d"))
     return 0
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from front import draw_front
 
 from morejax.experiments.multiwoz.__main__ import parse
 from morejax.experiments.multiwoz.config import MultiwozConfig
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cut = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shares", type=float, nargs="+", default=[0, 0.25, 0.5, 0.75, 1], help="a")
-    parser.add_argument("--save", type=Path, help="file for the rows as JSON")
+    parser.add_argument("--save", type=Path, help="file for the rows as JSON; a figure is drawn beside it")
     options = parser.parse_args(given[:cut])
     try:
         rows = run(parse([*given[cut + 1 :], "--resume"]), options.shares)
@@ -69,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.save:
         options.save.write_text(json.dumps(rows, indent=1) + "\n")
+        points = [(f"{row['share']:g}", row["success"], row["bleu"]) for row in rows]
+        draw_front(points, rows[0]["split"], options.save.with_suffix(".png"), "share of the policy")
     return 0
 
 

@@ -68,6 +68,7 @@ def test_the_ends_of_the_interpolation_are_the_runs_models(tiny, finished, copy_
     script(tiny, "interpolate.py", "--shares", 0, 0.5, 1, "--save", saved, "--", *tiny.arguments(run))
     rows = json.loads(saved.read_text())
     assert [row["share"] for row in rows] == [0, 0.5, 1]
+    assert saved.with_suffix(".png").stat().st_size > 10_000
     for row, system in ((rows[0], "supervised"), (rows[2], "ppo")):
         recorded = scores(run, system, row["split"])
         assert {key: row[key] for key in SCORES} == pytest.approx({key: recorded[key] for key in SCORES})
