@@ -6,6 +6,9 @@ r"""Between the supervised model and the policy that PPO made of it: a front Suc
 What follows `--` is the command of a finished run (policy track). Parameters are (1 - a) supervised + a policy for
 each share a (above 1: beyond the policy); each such model answers the split that choices are made on greedily. After
 Wortsman et al. 2022 (WiSE-FT) and Ramé et al. 2024 (WARP), who find such points above the front of single runs.
+
+--mean takes the policies of other runs from the same supervised model too (other seeds) and puts the mean of all
+policies in the place of the one: what PPO's noise has moved them apart by goes, what they have in common stays.
 """
 
 from __future__ import annotations
@@ -24,16 +27,19 @@ from morejax.experiments.multiwoz.__main__ import parse
 from morejax.experiments.multiwoz.config import MultiwozConfig
 from morejax.experiments.multiwoz.parts import Parts
 from morejax.experiments.shared.systems import systems
+from morejax.models.split import Params
+from morejax.training.checkpoint import load_params
+from morejax.training.initialise import structure
 from morejax.training.interrupt import Interrupted, StopRequest
 
 COLUMNS = ("inform", "success", "bleu", "combined")
 
 
-def run(config: MultiwozConfig, shares: Sequence[float]) -> list[dict[str, Any]]:
+def run(config: MultiwozConfig, shares: Sequence[float], others: Sequence[Path]) -> list[dict[str, Any]]:
     """Mix, answer, score and print; a row a share.
 
     Raises:
-        ValueError: the run has no policy.
+        ValueError: the run has no policy, or has adapters for one while others are to be averaged with it.
         FileNotFoundError: there is no such run.
     """
     rows = []
@@ -43,16 +49,33 @@ def run(config: MultiwozConfig, shares: Sequence[float]) -> list[dict[str, Any]]
         if "ppo" not in found:
             raise ValueError(f"{parts.dir} has no policy: finish the run first")
         start, end = found["supervised"].params, found["ppo"].params
+        if others:
+            end = _mean([end, *(_policy(parts, folder) for folder in others)])
         print("| share of the policy | Inform | Success | BLEU | Combined | distinct 3-grams |\n|---|" + "---:|" * 5)
         for share in shares:
             mixed = jax.tree.map(lambda a, b, share=share: (1 - share) * a + share * b, start, end)
             predictions = parts.decoding.predict(mixed, parts.select, label=f"share {share:g}")
             scores = parts.task.score(predictions, parts.select)
             trigrams = scores["richness"]["num_trigrams"]
-            rows.append({"share": share, "split": parts.select, "num_trigrams": trigrams, "seed": config.seed})
+            rows.append({"share": share, "split": parts.select, "num_trigrams": trigrams, "policies": 1 + len(others)})
             rows[-1] |= {key: scores[key] for key in COLUMNS}
             print(f"| {share:g} | {' | '.join(f'{scores[key]:.2f}' for key in COLUMNS)} | {trigrams} |", flush=True)
     return rows
+
+
+def _mean(models: Sequence[Params]) -> Params:
+    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *models)
+
+
+def _policy(parts: Parts, folder: Path) -> Params:
+    """The final policy of another run of the same structure."""
+    if parts.model_config.lora.rank:
+        raise ValueError("--mean: adapters cannot be averaged, their product is what counts")
+    path = folder / "checkpoints" / "ppo-final"
+    if not path.is_dir():
+        raise FileNotFoundError(f"--mean {folder}: has no policy ({path} is not there)")
+    like = structure(parts.build_policy)[1]
+    return parts.actor(load_params(path, like, parts.placement.of_params(like))[0])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,10 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cut = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shares", type=float, nargs="+", default=[0, 0.25, 0.5, 0.75, 1], help="a")
+    parser.add_argument("--mean", type=Path, nargs="+", default=[], metavar="RUN", help="more policies")
     parser.add_argument("--save", type=Path, help="file for the rows as JSON; a figure is drawn beside it")
     options = parser.parse_args(given[:cut])
     try:
-        rows = run(parse([*given[cut + 1 :], "--resume"]), options.shares)
+        rows = run(parse([*given[cut + 1 :], "--resume"]), options.shares, options.mean)
     except (ValueError, OSError, Interrupted) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

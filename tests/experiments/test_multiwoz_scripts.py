@@ -65,9 +65,12 @@ def test_tuning_on_a_split_starts_from_the_runs_own_model(tiny, finished, copy_o
 
 def test_the_ends_of_the_interpolation_are_the_runs_models(tiny, finished, copy_of, tmp_path):
     run, saved = copy_of(finished[0]), tmp_path / "front.json"
-    script(tiny, "interpolate.py", "--shares", 0, 0.5, 1, "--save", saved, "--", *tiny.arguments(run))
+    # The mean with itself is the policy.
+    flags = ("--shares", 0, 0.5, 1, "--mean", finished[0], "--save", saved)
+    script(tiny, "interpolate.py", *flags, "--", *tiny.arguments(run))
     rows = json.loads(saved.read_text())
     assert [row["share"] for row in rows] == [0, 0.5, 1]
+    assert {row["policies"] for row in rows} == {2}
     assert saved.with_suffix(".png").stat().st_size > 10_000
     for row, system in ((rows[0], "supervised"), (rows[2], "ppo")):
         recorded = scores(run, system, row["split"])
