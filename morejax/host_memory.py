@@ -21,7 +21,7 @@ SWITCH = "MOREJAX_MALLOC"
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _LARGEST = 2**31 - 1
 _PAD = 256 * 2**20
-_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
+_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/kfd")
 
 
 def keep_freed_memory() -> bool:
@@ -31,21 +31,23 @@ def keep_freed_memory() -> bool:
     memory until it ends (a fifth more than without, in the runs it was measured on).
 
     Returns:
-      True if it is set; False where the C library is not glibc, there is an accelerator (and `JAX_PLATFORMS` is not
-      `cpu`), or `MOREJAX_MALLOC=system`.
+      True if it is set; False with `MOREJAX_MALLOC=system`, and, where nothing is asked for, with another C library
+      than glibc or an accelerator (unless `JAX_PLATFORMS` is `cpu`).
 
     Raises:
-      ValueError: `MOREJAX_MALLOC` is neither `keep` nor `system`.
+      ValueError: `MOREJAX_MALLOC` is neither `keep` nor `system`, or `keep` where there is no glibc.
     """
     wanted = os.environ.get(SWITCH, "")
     if wanted not in ("", "keep", "system"):
         raise ValueError(f"{SWITCH} must be keep or system, not {wanted!r}")
-    if wanted == "system" or not sys.platform.startswith("linux"):
+    if wanted == "system":
         return False
     if not wanted and os.environ.get("JAX_PLATFORMS") != "cpu" and any(map(glob, _ACCELERATORS)):
         return False
-    library = ctypes.CDLL(None)
+    library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
     if not hasattr(library, "gnu_get_libc_version"):
+        if wanted:
+            raise ValueError(f"{SWITCH}=keep needs glibc, which this is not: leave it out, or say system")
         return False
     # One arena: the others cannot grow beyond 64 MiB and would map large buffers all the same.
     settings = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, _LARGEST), (_TOP_PAD, _PAD))

@@ -36,6 +36,9 @@ def test_freed_memory_is_kept_only_where_asked() -> None:
     kept, growth = grown("keep")
     assert kept == "True"
     assert growth < 1
+    kept, growth = grown("", JAX_PLATFORMS="cpu")
+    assert kept == "True"
+    assert growth < 1
     kept, growth = grown("system")
     assert kept == "False"
     assert growth > 60
@@ -45,6 +48,16 @@ def test_another_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "jemalloc")
     with pytest.raises(ValueError, match="MOREJAX_MALLOC must be keep or system, not 'jemalloc'"):
         keep_freed_memory()
+
+
+def test_keep_without_glibc_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setenv(SWITCH, "keep")
+    with pytest.raises(ValueError, match="needs glibc"):
+        keep_freed_memory()
+    monkeypatch.delenv(SWITCH)
+    monkeypatch.setattr("morejax.host_memory._ACCELERATORS", ())
+    assert not keep_freed_memory()
 
 
 def test_accelerators_leave_the_host_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:

@@ -69,7 +69,7 @@ def run(config: MultiwozConfig, turns: int) -> list[dict[str, Any]]:
     if config.track != "policy":
         raise ValueError(f"--track {config.track}: only the policy track can be read here")
     with StopRequest() as stop:
-        parts = Parts(config, stop)
+        parts = Parts(config, stop, read_only=True)
         found = systems(parts)
         missing = [name for name in ("scaffold", "ppo") if name not in found]
         if missing:

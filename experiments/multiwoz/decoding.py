@@ -93,7 +93,7 @@ def run(config: MultiwozConfig, options: argparse.Namespace) -> list[dict[str, A
     if config.track != "policy":
         raise ValueError(f"--track {config.track}: replies are chosen for gold states, so only policy can be read here")
     with StopRequest() as stop:
-        parts = Parts(config, stop)
+        parts = Parts(config, stop, read_only=True)
         name, system = list(systems(parts).items())[-1]
         prompts = [
             prompt for dialogue in parts.corpus.dialogues(parts.select) for prompt in parts.task.prompts(dialogue)

@@ -35,7 +35,7 @@ def run(config: MultiwozConfig, options: argparse.Namespace) -> None:
         FileNotFoundError: there is no supervised model.
     """
     with StopRequest() as stop:
-        parts = Parts(config, stop)
+        parts = Parts(config, stop, read_only=True)
         params = parts.load("supervised")
         train, watched = (_sequences(parts, part) for part in (options.split, parts.select))
         print("| model | loss | Inform | Success | BLEU | Combined |\n|---|" + "---:|" * 5)

@@ -44,7 +44,7 @@ def run(config: MultiwozConfig, shares: Sequence[float], others: Sequence[Path])
     """
     rows = []
     with StopRequest() as stop:
-        parts = Parts(config, stop)
+        parts = Parts(config, stop, read_only=True)
         found = systems(parts)
         if "ppo" not in found:
             raise ValueError(f"{parts.dir} has no policy: finish the run first")

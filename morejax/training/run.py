@@ -48,10 +48,11 @@ class Run:
         resume: continue what is there.
         first_read: configuration entry -> first stage that reads it; such an entry may change until that stage begins.
         defaults: configuration of today's defaults: a field that the folder's run did not know yet had its default.
+        read_only: look at a run that is there, and leave its config.json as it is.
 
     Raises:
-        RunError: the folder is not empty and `resume` is off, it holds a run with another configuration, or another
-            process does not see it.
+        RunError: the folder is not empty and `resume` is off, it holds a run with another configuration, another
+            process does not see it, or there is no run to be read.
     """
 
     def __init__(
@@ -62,8 +63,10 @@ class Run:
         resume: bool,
         first_read: Mapping[str, str] | None = None,
         defaults: Mapping[str, Any] | None = None,
+        read_only: bool = False,
     ):
         self.directory = Path(directory)
+        self._read_only = read_only
         self._defaults = dict(defaults or {})
         self._first_read = dict(first_read or {})
         self._config = dict(config)
@@ -73,6 +76,12 @@ class Run:
 
     def _open(self, resume: bool) -> str:
         """Check the folder and write the configuration; a word by which other processes know it."""
+        if self._read_only:
+            path = self.directory / "config.json"
+            if not path.is_file():
+                raise RunError(f"--out {self.directory}: there is no run ({path} is not there)")
+            self._check_same(self._config)
+            return json.loads(path.read_text()).get("sitting", "")
         if self.directory.exists() and any(self.directory.iterdir()):
             if not resume:
                 raise RunError(
@@ -85,7 +94,7 @@ class Run:
     def _check_shared(self, sitting: str) -> None:
         """Checkpoints are written by all processes: they must see one folder."""
         path, end = self.directory / "config.json", time.monotonic() + _SHARED_SECONDS
-        while not (path.is_file() and json.loads(path.read_text()).get("sitting") == sitting):
+        while not (path.is_file() and json.loads(path.read_text()).get("sitting", "") == sitting):
             if time.monotonic() > end:
                 raise RunError(
                     f"--out {self.directory} is not the folder that the main process writes: name one on a file "
@@ -136,6 +145,8 @@ class Run:
 
     def describe(self, **facts: Any) -> None:
         """Add top-level entries to config.json (corpus, splits, thresholds, ...)."""
+        if self._read_only:
+            return
         path = self.directory / "config.json"
         hosts.on_main(lambda: write_json(path, json.loads(path.read_text()) | facts))
 

@@ -52,8 +52,23 @@ def test_longer_replies_with_the_same_matches_are_worth_less_unless_all_are_shor
     assert stretched[0] < base[0]
 
 
-def test_no_match_is_finite():
+def test_an_order_without_a_match_is_smoothed_and_moves_nothing():
+    # 2/3, 1/2, and half a match of two and of one.
+    matches, totals = np.array([[3, 1, 0, 0], [3, 2, 0, 0]]), np.array([[5, 4, 2, 1], [4, 2, 0, 0]])
+    lengths = references = totals[:, 0]
+    bleu = (6 / 9 * 3 / 6 * 0.5 / 2 * 0.5 / 1) ** 0.25
+    assert corpus_bleu(matches, totals, lengths, references) == pytest.approx(bleu)
+    shares = bleu_shares(matches, totals, lengths, references)
+    assert shares.mean() == pytest.approx(bleu)
+    expected = bleu * (1 + 2 * np.array([3 / 6 - 5 / 9 + 1 / 3 - 4 / 6, 3 / 6 - 4 / 9 + 2 / 3 - 2 / 6]) / 4)
+    np.testing.assert_allclose(shares, expected)
+
+
+def test_replies_too_short_for_an_order_are_judged_without_it():
+    matches = totals = np.array([[1, 0, 0, 0], [1, 0, 0, 0]])
+    np.testing.assert_allclose(bleu_shares(matches, totals, totals[:, 0], totals[:, 0]), 1.0)
+
+
+def test_nothing_said_is_worth_nothing():
     zeros = np.zeros((2, 4), int)
-    for totals in (zeros, zeros + 3):
-        shares = bleu_shares(zeros, totals, totals[:, 0], np.array([4, 4]))
-        assert np.isfinite(shares).all()
+    np.testing.assert_array_equal(bleu_shares(zeros, zeros, zeros[:, 0], np.array([4, 4])), 0.0)

@@ -14,7 +14,7 @@ import jax
 
 from morejax import config as configs
 from morejax import hosts
-from morejax.experiments.multiwoz.config import FIRST_READ, MultiwozConfig, preset, resolve
+from morejax.experiments.multiwoz.config import FIRST_READ, MultiwozConfig
 from morejax.experiments.multiwoz.decoding import Decoding
 from morejax.experiments.shared.parts import RunParts
 from morejax.models import hf
@@ -40,20 +40,29 @@ class Parts(RunParts):
     Args:
         config: resolved configuration.
         stop: flag of the signal handler.
+        read_only: look at a run that is there; its config.json stays as it is.
 
     Raises:
         ValueError: a flag, a name or the folder is not what it has to be; nothing has been written then.
         HostError: another process has found that.
     """
 
-    def __init__(self, config: MultiwozConfig, stop: StopRequest):
+    def __init__(self, config: MultiwozConfig, stop: StopRequest, *, read_only: bool = False):
         self.config, self.stop = config, stop
         self.placement = Placement(_mesh(config))
         self._check_rows()
         hosts.together(self._read_corpus)
         self._check_alike()
-        settings, defaults = (dataclasses.asdict(one) for one in (config, resolve(preset(config.preset))))
-        self.run = Run(config.run_dir, settings, resume=config.continues, first_read=FIRST_READ, defaults=defaults)
+        # Of the fields, not of the preset: what a preset sets today it did not set when there was no such field.
+        settings, defaults = (dataclasses.asdict(one) for one in (config, MultiwozConfig()))
+        self.run = Run(
+            config.run_dir,
+            settings,
+            resume=config.continues,
+            first_read=FIRST_READ,
+            defaults=defaults,
+            read_only=read_only,
+        )
         self.dir = self.run.directory
         self.run.describe(
             corpus=self.corpus.name,

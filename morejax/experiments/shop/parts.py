@@ -15,7 +15,7 @@ import jax
 from morejax import config as configs
 from morejax.experiments.shared.decoding import Decoding
 from morejax.experiments.shared.parts import RunParts
-from morejax.experiments.shop.config import FIRST_READ, SPLIT_NAMES, ShopConfig, preset, resolve
+from morejax.experiments.shop.config import FIRST_READ, SPLIT_NAMES, ShopConfig
 from morejax.experiments.shop.task import ShopCorpus, ShopTask
 from morejax.sharding import make_mesh, mesh_from_text
 from morejax.tasks.shop import tokenizer
@@ -53,7 +53,7 @@ class ShopParts(RunParts):
             self.dir = config.run_dir
             self.run = FinishedRun(self.dir)
             return
-        settings, defaults = (dataclasses.asdict(one) for one in (config, resolve(preset(config.preset))))
+        settings, defaults = (dataclasses.asdict(one) for one in (config, ShopConfig()))
         self.run = Run(config.run_dir, settings, resume=config.resume, first_read=FIRST_READ, defaults=defaults)
         self.dir = self.run.directory
         self.run.describe(experiment="shop", corpus=self.corpus.name, corpus_dialogues=sizes)
