@@ -47,7 +47,7 @@ def waits(said: Mapping[str, Callable[[Ids], Any]], prompts: Sequence[Ids]) -> d
 
 
 def row_of(name: str, written: Sequence[Ids], replies: Sequence[Ids], seconds: Sequence[float]) -> dict[str, Any]:
-    """Tokens a reply, split in reasoning and reply, and milliseconds until it is there."""
+    """Tokens a turn, of them the reply's (the rest is reasoning), and milliseconds until it is there."""
     spoken, total = (float(np.mean([len(ids) for ids in one])) for one in (replies, written))
     percentiles = {f"p{share}": float(np.percentile(seconds, share)) * 1e3 for share in (50, 95)}
     return {
@@ -82,7 +82,8 @@ def run(config: MultiwozConfig, turns: int) -> list[dict[str, Any]]:
         asked = [prompt.direct for prompt in prompts]
         some = [asked[place] for place in np.linspace(0, len(asked) - 1, min(turns, len(asked))).astype(int)]
         # Every shape once, so that none is compiled while it is timed.
-        for prompt in {-(-len(prompt) // 32): prompt for prompt in some}.values():
+        step = parts.decoding.direct.step
+        for prompt in {-(-len(prompt) // step): prompt for prompt in some}.values():
             for answer in alone.values():
                 answer(prompt)
         taken = waits(alone, some)
@@ -91,7 +92,9 @@ def run(config: MultiwozConfig, turns: int) -> list[dict[str, Any]]:
             written, replies = _all(parts, system, asked, name)
             predictions: dict[str, list[dict[str, str]]] = {}
             for owner, ids in zip(owners, replies, strict=True):
-                predictions.setdefault(owner, []).append({"response": vocabulary.decode(parts.task.tokenizer, ids)})
+                # As the evaluation of the run cuts them.
+                text = vocabulary.decode(parts.task.tokenizer, ids[: config.context.max_reply])
+                predictions.setdefault(owner, []).append({"response": text})
             scores = parts.task.score(predictions, parts.select)
             row = row_of(name, written, replies, taken[name]) | {key: scores[key] for key in COLUMNS}
             rows.append(row | {"split": parts.select, "turns_timed": len(some), "device": jax.devices()[0].device_kind})
@@ -111,7 +114,7 @@ def _all(parts: Parts, system: System, asked: Sequence[Ids], name: str) -> tuple
     with Progress(f"{name} answers", len(asked)) as bar:
         written = whole(system.params, [_opened(parts, system, prompt) for prompt in asked], progress=bar)
     replies = [parts.task.split_reasoned(ids)[1] for ids in written] if system.reasoned else written
-    return written, [ids[: parts.config.context.max_reply] for ids in replies]
+    return written, replies
 
 
 def _opened(parts: Parts, system: System, prompt: Ids) -> Ids:
@@ -135,9 +138,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     cut = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=200, help="answered one at a time")
+    parser.add_argument("--turns", type=int, default=200, help="answered one at a time, at least 1")
     parser.add_argument("--save", type=Path, help="file for the rows as JSON")
     options = parser.parse_args(given[:cut])
+    if options.save and not options.save.absolute().parent.is_dir():
+        parser.error(f"--save {options.save}: its folder is not there")
+    if options.turns < 1:
+        parser.error(f"--turns {options.turns}: at least 1 is needed")
     try:
         rows = run(parse([*given[cut + 1 :], "--resume"]), options.turns)
     except (ValueError, OSError, Interrupted) as error:

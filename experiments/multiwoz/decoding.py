@@ -133,6 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--save", type=Path, help="file for the rows as JSON")
     options = parser.parse_args(given[:cut])
+    if options.save and not options.save.absolute().parent.is_dir():
+        parser.error(f"--save {options.save}: its folder is not there")
     if options.samples < 2:
         parser.error(f"--samples {options.samples}: at least 2 are needed to compare them")
     try:

@@ -4,7 +4,7 @@ r"""What systems get wrong on MultiWOZ, and where they play to the metric: count
         supervised=runs/mwz/predictions/supervised/select.json more=runs/mwz/predictions/select.json
 
 People's own replies come first, under `human`. Two blocks: of dialogues, why Inform or Success is lost (a dialogue may
-count under several); of turns, habits that a metric rewards or does not see.
+count under several); of turns, habits that a metric rewards or does not see. Gold states (policy track).
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any
 from morejax.tasks.multiwoz.canonical import REQUESTABLES
 from morejax.tasks.multiwoz.dataset import load_corpus
 from morejax.tasks.multiwoz.normalise import mentions
-from morejax.tasks.multiwoz.records import Corpus, Dialogue
+from morejax.tasks.multiwoz.records import Corpus, Dialogue, Goal
 from morejax.tasks.multiwoz.rewards import judge_dialogue, licensed_share, unified
+from morejax.tasks.multiwoz.scorer import TurnScore
 from morejax.tasks.streams import SampledTurn
 
 _OFFERS = frozenset({"NAME", "TRAINID"})
@@ -60,7 +61,7 @@ def counts(dialogues: Sequence[Dialogue], said: Mapping[str, Sequence[str]], cor
 LOST = (
     "Inform lost: a venue or train that is asked for is never offered",
     "Inform lost: what is offered last does not fit the goal",
-    "Success lost with Inform held: phone, post code, address or id missing",
+    "Success lost with Inform held: phone, post code, address or train id missing",
     "Success lost with Inform held: booking reference missing",
 )
 HABITS = (
@@ -84,17 +85,19 @@ def _lost(turns: Sequence[SampledTurn], corpus: Corpus) -> list[str]:
         wrong = [domain for domain, fits in verdict.domains_inform.items() if not fits and domain in offered]
         reasons += [LOST[0]] * bool(missing) + [LOST[1]] * bool(wrong)
     elif not verdict.success:
-        credited = frozenset().union(*(turn.mentioned for turn in verdict.turns))
-        wanted = {
-            slot
-            for domain, gives in verdict.domains_provided.items()
-            if not gives
-            for slot in turns[0].dialogue.goal[domain]["requestable"]
-        }
-        reference = "REFERENCE" in wanted and "REFERENCE" not in credited
-        # A slot that was said for another domain only still counts as missing.
-        reasons += [LOST[3]] * reference + [LOST[2]] * (not reference or bool(wanted - {"REFERENCE"} - credited))
+        goal, booked = turns[0].dialogue.goal, [turn.turn.booked for turn in turns]
+        missing = _missing(verdict.turns, goal, booked)
+        reasons += [LOST[3]] * ("REFERENCE" in missing) + [LOST[2]] * bool(missing - {"REFERENCE"})
     return reasons
+
+
+def _missing(turns: Sequence[TurnScore], goal: Goal, booked: Sequence[Sequence[str]]) -> set[str]:
+    """Requested slots that some domain of the goal was not given; a reference counts once the domain is booked."""
+    given: dict[str, set[str]] = {domain: set() for domain in goal}
+    for turn, bookings in zip(turns, booked, strict=True):
+        for domain in turn.domains:
+            given[domain] |= turn.mentioned if domain in bookings else turn.mentioned - {"REFERENCE"}
+    return {slot for domain in goal for slot in set(goal[domain]["requestable"]) - given[domain]}
 
 
 def _habits(turn: SampledTurn, corpus: Corpus) -> list[str]:
@@ -130,6 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="select")
     parser.add_argument("--save", type=Path, help="file for the counts as JSON")
     options = parser.parse_args(arguments)
+    if options.save and not options.save.absolute().parent.is_dir():
+        parser.error(f"--save {options.save}: its folder is not there")
     try:
         corpus = load_corpus(options.data_dir)
         dialogues = corpus.dialogues(options.split)

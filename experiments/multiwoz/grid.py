@@ -87,10 +87,28 @@ GRIDS: dict[str, dict[str, str]] = {
 COLUMNS = ("inform", "success", "bleu", "combined")
 
 
+def folder(name: str, seed: int, out: Path) -> Path:
+    """Where an arm's run lies."""
+    return out / f"{name.replace(' ', '-').replace(',', '')}-seed{seed}"
+
+
+def check_flags(run: Path, flags: str) -> None:
+    """A finished run is an arm's only if it was made with the arm's flags.
+
+    Raises:
+        ValueError: it was not.
+    """
+    document = json.loads((run / "config.json").read_text())
+    commands = [document["command"], *document.get("earlier_commands", [])]
+    if not any(" ".join(flags.split()) in command for command in commands):
+        raise ValueError(f"{run} was not made with {flags!r}: the grid has changed since; name another --out")
+
+
 def run_arm(name: str, seed: int, flags: str, options: argparse.Namespace) -> None:
     """One PPO run with its evaluation, unless it is done."""
-    out = options.out / f"{name.replace(' ', '-').replace(',', '')}-seed{seed}"
+    out = folder(name, seed, options.out)
     if (out / "results.json").is_file():
+        check_flags(out, flags)
         return
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -106,11 +124,14 @@ def rows_of(grid: dict[str, str], options: argparse.Namespace) -> list[dict[str,
     rows = []
     for name in grid:
         for seed in options.seeds:
-            path = options.out / f"{name.replace(' ', '-').replace(',', '')}-seed{seed}" / "results.json"
+            path = folder(name, seed, options.out) / "results.json"
             if not path.is_file():
                 continue
+            check_flags(path.parent, grid[name])
             results = json.loads(path.read_text())
             scores = [s for s in results["scores"] if s["system"] == "ppo" and s["split"] == results["select"]]
+            if not scores:
+                raise ValueError(f"{path}: no scores on {results['select']}: run it with that among --eval-splits")
             richness = {key: scores[0]["richness"][key] for key in ("num_unigrams", "num_trigrams", "cond_entropy")}
             row = {"arm": name, "seed": seed, "flags": grid[name], "split": results["select"]}
             rows.append(row | {key: scores[0][key] for key in COLUMNS} | richness)
@@ -140,7 +161,8 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _difference(paired: Sequence[float]) -> str:
-    """Mean of the differences and its 95 % interval by Student's t; one seed has none."""
+    """Mean of the differences and its 95 % interval over seeds, by Student's t: of the dialogues' luck and of many
+    comparisons at once it says nothing. One seed has none."""
     if not paired:
         return ""
     if len(paired) == 1:
@@ -181,12 +203,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--arms: {', '.join(unknown)} is not one of {', '.join(grid)}")
     if options.arms:
         grid = {name: flags for name, flags in grid.items() if name in options.arms}
-    if not options.table:
-        # Seed by seed, so that a stop leaves whole columns.
-        for seed in options.seeds:
-            for name, flags in grid.items():
-                run_arm(name, seed, flags, options)
-    rows = rows_of(grid, options)
+    try:
+        if not options.table:
+            # Seed by seed, so that a stop leaves whole columns.
+            for seed in options.seeds:
+                for name, flags in grid.items():
+                    run_arm(name, seed, flags, options)
+        rows = rows_of(grid, options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if not rows:
         print(f"error: {options.out} holds no finished run of {options.grid}", file=sys.stderr)
         return 2

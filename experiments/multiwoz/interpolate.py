@@ -50,7 +50,7 @@ def run(config: MultiwozConfig, shares: Sequence[float], others: Sequence[Path])
             raise ValueError(f"{parts.dir} has no policy: finish the run first")
         start, end = found["supervised"].params, found["ppo"].params
         if others:
-            end = _mean([end, *(_policy(parts, folder) for folder in others)])
+            end = _mean([end, *(_policy(parts, folder, start) for folder in others)])
         print("| share of the policy | Inform | Success | BLEU | Combined | distinct 3-grams |\n|---|" + "---:|" * 5)
         for share in shares:
             mixed = jax.tree.map(lambda a, b, share=share: (1 - share) * a + share * b, start, end)
@@ -67,13 +67,16 @@ def _mean(models: Sequence[Params]) -> Params:
     return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *models)
 
 
-def _policy(parts: Parts, folder: Path) -> Params:
-    """The final policy of another run of the same structure."""
+def _policy(parts: Parts, folder: Path, start: Params) -> Params:
+    """The final policy of another run that started from the same supervised model."""
     if parts.model_config.lora.rank:
         raise ValueError("--mean: adapters cannot be averaged, their product is what counts")
     path = folder / "checkpoints" / "ppo-final"
     if not path.is_dir():
         raise FileNotFoundError(f"--mean {folder}: has no policy ({path} is not there)")
+    own = load_params(folder / "checkpoints" / "supervised-final", start, parts.placement.of_params(start))[0]
+    if not all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), start, own))):
+        raise ValueError(f"--mean {folder}: started from another supervised model than {parts.dir}")
     like = structure(parts.build_policy)[1]
     return parts.actor(load_params(path, like, parts.placement.of_params(like))[0])
 
@@ -87,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mean", type=Path, nargs="+", default=[], metavar="RUN", help="more policies")
     parser.add_argument("--save", type=Path, help="file for the rows as JSON; a figure is drawn beside it")
     options = parser.parse_args(given[:cut])
+    if options.save and not options.save.absolute().parent.is_dir():
+        parser.error(f"--save {options.save}: its folder is not there")
     try:
         rows = run(parse([*given[cut + 1 :], "--resume"]), options.shares, options.mean)
     except (ValueError, OSError, Interrupted) as error:

@@ -66,20 +66,27 @@ def test_answers_of_the_models_it_shares_come_along(run, tmp_path, final, scaffo
     assert found == {"supervised": "supervised", "scaffold": said[scaffold]}
 
 
-def test_evaluation_takes_the_answers_that_came_along(tmp_path):
+@pytest.mark.parametrize(("turns", "answers"), [(1, ["dev"]), (2, ["select", "dev"])])
+def test_evaluation_takes_the_answers_that_came_along_while_they_fit(tmp_path, turns, answers):
     shared = tmp_path / ANSWERS / "scaffold"
     shared.mkdir(parents=True)
-    (shared / "select.json").write_text('{"dialogue": []}')
+    (shared / "select.json").write_text('{"select": [{"response": "taken over"}]}')
     answered = []
-    predict = lambda params, part, **_: answered.append((params, part)) or {"other": []}  # noqa: E731
+
+    def predict(params, part, **_):
+        answered.append(part)
+        return {part: [{"response": params}]}
+
+    dialogues = {part: [SimpleNamespace(id=part, turns=(None,) * turns)] for part in ("select", "dev")}
     parts = SimpleNamespace(
         dir=tmp_path,
-        corpus=SimpleNamespace(dialogues=lambda part: [SimpleNamespace(id=part)]),
+        corpus=SimpleNamespace(dialogues=dialogues.__getitem__),
         decoding=SimpleNamespace(predict=predict),
     )
-    made = predict_splits(parts, "scaffold", System("parameters", reasoned=True), ["select", "dev"])
-    assert made == {"select": {"dialogue": []}, "dev": {"other": []}}
-    assert answered == [("parameters", "dev")]
+    made = predict_splits(parts, "scaffold", System("new", reasoned=True), ["select", "dev"])
+    assert answered == answers
+    assert made["select"]["select"][0]["response"] == ("new" if "select" in answers else "taken over")
+    assert made["dev"] == {"dev": [{"response": "new"}]}
 
 
 def test_what_cannot_be_branched_is_named_and_nothing_is_left(run, tmp_path, capsys):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from morejax.tasks.multiwoz.database import Database
+from morejax.tasks.multiwoz.records import Dialogue, Turn
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +35,7 @@ def scores(run, system, split):
 
 def test_cost_has_the_scores_of_the_run_and_tells_acts_from_replies(tiny, finished, copy_of, tmp_path):
     run, saved = copy_of(finished[0]), tmp_path / "cost.json"
+    before = (run / "config.json").read_text()
     said = script(tiny, "cost.py", "--turns", 3, "--save", saved, "--", *tiny.arguments(run))
     scaffold, policy = json.loads(saved.read_text())
     for row in (scaffold, policy):
@@ -41,6 +47,15 @@ def test_cost_has_the_scores_of_the_run_and_tells_acts_from_replies(tiny, finish
     assert scaffold["reasoning_tokens"] > 0
     assert policy["reasoning_tokens"] == 0
     assert said.splitlines()[0].startswith("| model | Inform |")
+    assert (run / "config.json").read_text() == before
+
+
+def test_a_run_that_is_not_there_is_not_made(tiny, tmp_path):
+    command = [sys.executable, str(SCRIPTS / "interpolate.py"), "--", *tiny.arguments(tmp_path / "none")]
+    done = subprocess.run(command, env=tiny.environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2
+    assert "there is no run" in done.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_decoding_reports_the_runs_own_greedy_score(tiny, finished, copy_of, tmp_path):
@@ -94,6 +109,32 @@ def test_errors_add_up_to_the_scores_and_people_do_what_people_do(tiny, finished
     assert said.startswith("| per cent | human | more |")
 
 
+def test_one_of_two_references_missing_is_a_missing_reference(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    errors = importlib.import_module("errors")
+    database = Database({"hotel": [{"id": "1", "area": "north"}], "restaurant": [{"id": "2", "area": "north"}]})
+    goal = {
+        domain: {"informable": {"area": "north"}, "requestable": [*more, "REFERENCE"]}
+        for domain, more in (("hotel", []), ("restaurant", ["PHONE"]))
+    }
+    states = [{"hotel": {"area": "north"}}] * 2 + [{"hotel": {"area": "north"}, "restaurant": {"area": "north"}}] * 2
+    replies = ["[name].", "[reference].", "[name], [phone].", "[reference]."]
+    booked = [(), ("hotel",), ("hotel",), ("hotel", "restaurant")]
+    turns = tuple(Turn(t, "user", text, text, states[t], (), (), booked[t]) for t, text in enumerate(replies))
+    dialogue = Dialogue("one", "dev", turns, goal)
+    corpus = SimpleNamespace(database=database)
+    count = lambda said: errors.counts([dialogue], {"one": said}, corpus)  # noqa: E731
+    lost = [name for name in errors.LOST if "Success" in name]
+    slot, reference = lost
+    assert [count(replies)[name] for name in lost] == [0, 0]
+    without_reference = count([*replies[:3], "done."])
+    assert (without_reference[slot], without_reference[reference]) == (0, 100)
+    without_phone = count([replies[0], "[reference]. [phone]", "[name].", replies[3]])
+    assert (without_phone[slot], without_phone[reference]) == (100, 0)
+    assert without_phone["does not give one where people do"] == 25
+    assert without_phone["gives a requestable slot where people do not"] == 25
+
+
 def test_errors_names_a_file_that_lacks_a_dialogue(tiny, tmp_path):
     (tmp_path / "none.json").write_text("{}")
     command = [
@@ -123,3 +164,10 @@ def test_a_grid_makes_its_runs_once_and_tables_them(tiny, prepared, tmp_path):
     again = script(tiny, "grid.py", *arguments, "--table")
     assert again == said
     assert "| weak anchor | 1 |" in again
+    document = json.loads((run / "config.json").read_text())
+    document["command"] = document["command"].replace("--numbers.kl-coef 0.02", "--numbers.kl-coef 0.03")
+    (run / "config.json").write_text(json.dumps(document))
+    command = [sys.executable, str(SCRIPTS / "grid.py"), *map(str, arguments), "--table"]
+    done = subprocess.run(command, env=tiny.environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2
+    assert "weak-anchor-seed1 was not made with '--numbers.kl-coef 0.02'" in done.stderr

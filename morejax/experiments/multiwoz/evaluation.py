@@ -48,7 +48,11 @@ def _answers(parts: Parts, name: str, system: System, part: str) -> Predictions:
     """Of a model that this run shares with the one it was branched from, what it answered there."""
     shared = parts.dir / ANSWERS / name / f"{part}.json"
     if shared.is_file():
-        return json.loads(shared.read_text())
+        made = json.loads(shared.read_text())
+        turns = {dialogue.id: len(dialogue.turns) for dialogue in parts.corpus.dialogues(part)}
+        if turns == {key: len(replies) for key, replies in made.items()}:
+            hosts.say(f"{name} on {part}: answers taken over from the run this one was branched from")
+            return made
     label = f"{name} answers {part}"
     return parts.decoding.predict(system.params, part, reasoned=system.reasoned, label=label)
 
