@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from morejax.tasks.multiwoz.canonical import VENUE_DOMAINS
 from morejax.tasks.multiwoz.database import Database
 from morejax.tasks.multiwoz.records import Dialogue, Turn
 
@@ -112,7 +113,7 @@ def test_errors_add_up_to_the_scores_and_people_do_what_people_do(tiny, finished
 def test_one_of_two_references_missing_is_a_missing_reference(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     errors = importlib.import_module("errors")
-    database = Database({"hotel": [{"id": "1", "area": "north"}], "restaurant": [{"id": "2", "area": "north"}]})
+    database = Database({domain: [{"id": domain, "trainid": domain, "area": "north"}] for domain in VENUE_DOMAINS})
     goal = {
         domain: {"informable": {"area": "north"}, "requestable": [*more, "REFERENCE"]}
         for domain, more in (("hotel", []), ("restaurant", ["PHONE"]))
