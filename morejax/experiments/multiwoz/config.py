@@ -66,7 +66,8 @@ class MultiwozConfig(ExperimentConfig):
     """Folder or hub id of a Hugging Face model (GPT-2, Llama 3, SmolLM2, Qwen2.5, Qwen3) to start from, with its own
     tokenizer, which gets the task's tokens. Of --model.* only dtype, scan, remat and lora go with it. It wants lower
     learning rates than the presets', which are for a model from scratch."""
-    model: DecoderConfig = field(default_factory=DecoderConfig)
+    # Long enough for what `context` is by default.
+    model: DecoderConfig = field(default_factory=lambda: DecoderConfig(max_length=320))
     """The decoder; its vocabulary is set by the task. With --model.lora.rank PPO trains adapters on the supervised
     model, which stays as it is: of policy, reference (--ppo.ref-context direct) and critic (--critic.kind base or
     shared) there is one set of weights."""

@@ -90,6 +90,9 @@ class ShopConfig(ExperimentConfig):
     """Stages to run, in order; finished ones of a resumed run are skipped."""
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     """Dialogues to generate."""
+    # Long enough for what `context` is by default.
+    model: DecoderConfig = field(default_factory=lambda: DecoderConfig(max_length=640))
+    """The decoder; its vocabulary is set by the task."""
     context: ContextConfig = field(default_factory=ContextConfig)
     """What the model sees of a dialogue."""
     on_device: Literal["auto", "no"] = "auto"
