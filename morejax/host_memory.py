@@ -45,7 +45,7 @@ def keep_freed_memory() -> bool:
     if not wanted and os.environ.get("JAX_PLATFORMS") != "cpu" and any(map(glob, _ACCELERATORS)):
         return False
     library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
-    if not hasattr(library, "gnu_get_libc_version"):
+    if library is None or not hasattr(library, "gnu_get_libc_version"):
         if wanted:
             raise ValueError(f"{SWITCH}=keep needs glibc, which this is not: leave it out, or say system")
         return False

@@ -140,8 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dialogues = corpus.dialogues(options.split)
         found = {"human": counts(dialogues, {d.id: [turn.delex for turn in d.turns] for d in dialogues}, corpus)}
         for system in options.systems:
-            name, _, path = system.partition("=")
-            found[name] = counts(dialogues, _read(system, path, dialogues), corpus)
+            found[system.partition("=")[0]] = counts(dialogues, read_replies(system, dialogues), corpus)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -151,12 +150,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _read(system: str, path: str, dialogues: Sequence[Dialogue]) -> dict[str, list[str]]:
-    """Replies of every dialogue.
+def read_replies(system: str, dialogues: Sequence[Dialogue]) -> dict[str, list[str]]:
+    """Replies of every dialogue, from a file in the standard format.
+
+    Args:
+      system: NAME=FILE.
+      dialogues: which are to be read.
 
     Raises:
         ValueError: not NAME=FILE, or the file lacks a turn.
     """
+    path = system.partition("=")[2]
     if not path:
         raise ValueError(f"{system!r}: expected NAME=FILE")
     document: dict[str, list[dict[str, Any]]] = json.loads(Path(path).read_text())

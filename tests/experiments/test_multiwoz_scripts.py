@@ -110,6 +110,19 @@ def test_errors_add_up_to_the_scores_and_people_do_what_people_do(tiny, finished
     assert said.startswith("| per cent | human | more |")
 
 
+def test_intervals_stand_around_the_scores_and_a_system_does_not_differ_from_itself(tiny, finished):
+    predictions = finished[0] / "predictions" / "test.json"
+    flags = ("--data-dir", tiny.corpus, "--split", "test", "--draws", 50)
+    said = script(tiny, "intervals.py", f"a={predictions}", f"b={predictions}", *flags).splitlines()[2:]
+    first, second = ([cell.split("±") for cell in line.split("|")[2:-1]] for line in said)
+    recorded = scores(finished[0], "ppo", "test")
+    # BLEU of the scorer moves spaces before it counts, which hardly matters.
+    found = [float(cell[0]) for cell in first[:4]]
+    assert found == pytest.approx([recorded[key] for key in SCORES], abs=0.5)
+    assert second[:4] == first[:4]
+    assert [float(part) for part in second[4]] == [0, 0]
+
+
 def test_one_of_two_references_missing_is_a_missing_reference(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     errors = importlib.import_module("errors")
