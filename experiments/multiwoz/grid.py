@@ -31,6 +31,11 @@ _CORPUS_BLEU = "--step.objectives corpus_bleu fluency faithfulness naturalness"
 _QUICK = "--numbers.multiplier-init 0.2 --numbers.multiplier-kp 5 --numbers.multiplier-ki 0.3"
 _LOWER = "--numbers.thresholds success 0.8 inform 0.88"
 _RESTRAINT = "--step.constraints inform success slots restraint --numbers.thresholds success 0.85 inform 0.9"
+# What the presets were when these attempts were made.
+_DEMANDING = (
+    "--step.objectives likeness fluency faithfulness naturalness --numbers.thresholds inform 0.93 success 0.9 "
+    "--numbers.multiplier-init 1 --numbers.multiplier-kp 2 --numbers.multiplier-ki 0.05"
+)
 GRIDS: dict[str, dict[str, str]] = {
     "ablation": {
         "more": "",
@@ -55,29 +60,32 @@ GRIDS: dict[str, dict[str, str]] = {
         "one clip": "--step.clip mixed --step.weights fixed",
     },
     "attempts": {
-        "more": "",
-        "temperature 0.5": "--ppo.temperature 0.5",
-        "likeness only": "--step.objectives likeness",
-        "corpus BLEU for likeness": _CORPUS_BLEU,
-        "corpus BLEU only": "--step.objectives corpus_bleu",
-        "corpus BLEU and fluency": "--step.objectives corpus_bleu fluency",
-        "temperature 0.5, likeness only": "--ppo.temperature 0.5 --step.objectives likeness",
-        "four replies a turn": "--ppo.samples 4 --step.baseline leave_one_out",
-        "weak anchor": "--numbers.kl-coef 0.02",
-        "strong anchor": "--numbers.kl-coef 0.3",
-        "lower thresholds": _LOWER,
-        "lower thresholds, strong anchor": f"--numbers.kl-coef 0.3 {_LOWER}",
-        "lower thresholds, strong anchor, corpus BLEU": f"--numbers.kl-coef 0.3 {_LOWER} {_CORPUS_BLEU}",
-        "low multipliers": "--numbers.multiplier-init 0.2",
-        "low multipliers, likeness only": "--numbers.multiplier-init 0.2 --step.objectives likeness",
-        "two passes": "--step.epochs 2",
-        "restraint": _RESTRAINT,
-        "restraint, corpus BLEU": f"{_RESTRAINT} {_CORPUS_BLEU}",
-        "restraint, strong anchor": f"{_RESTRAINT} --numbers.kl-coef 0.3",
-        "restraint, strong anchor, corpus BLEU": f"{_RESTRAINT} --numbers.kl-coef 0.3 {_CORPUS_BLEU}",
-        "quick multipliers": _QUICK,
-        "quick multipliers, corpus BLEU": f"{_QUICK} {_CORPUS_BLEU}",
-        "quick multipliers, corpus BLEU and fluency": f"{_QUICK} --step.objectives corpus_bleu fluency",
+        name: f"{_DEMANDING} {flags}".strip()
+        for name, flags in {
+            "more": "",
+            "temperature 0.5": "--ppo.temperature 0.5",
+            "likeness only": "--step.objectives likeness",
+            "corpus BLEU for likeness": _CORPUS_BLEU,
+            "corpus BLEU only": "--step.objectives corpus_bleu",
+            "corpus BLEU and fluency": "--step.objectives corpus_bleu fluency",
+            "temperature 0.5, likeness only": "--ppo.temperature 0.5 --step.objectives likeness",
+            "four replies a turn": "--ppo.samples 4 --step.baseline leave_one_out",
+            "weak anchor": "--numbers.kl-coef 0.02",
+            "strong anchor": "--numbers.kl-coef 0.3",
+            "lower thresholds": _LOWER,
+            "lower thresholds, strong anchor": f"--numbers.kl-coef 0.3 {_LOWER}",
+            "lower thresholds, strong anchor, corpus BLEU": f"--numbers.kl-coef 0.3 {_LOWER} {_CORPUS_BLEU}",
+            "low multipliers": "--numbers.multiplier-init 0.2",
+            "low multipliers, likeness only": "--numbers.multiplier-init 0.2 --step.objectives likeness",
+            "two passes": "--step.epochs 2",
+            "restraint": _RESTRAINT,
+            "restraint, corpus BLEU": f"{_RESTRAINT} {_CORPUS_BLEU}",
+            "restraint, strong anchor": f"{_RESTRAINT} --numbers.kl-coef 0.3",
+            "restraint, strong anchor, corpus BLEU": f"{_RESTRAINT} --numbers.kl-coef 0.3 {_CORPUS_BLEU}",
+            "quick multipliers": _QUICK,
+            "quick multipliers, corpus BLEU": f"{_QUICK} {_CORPUS_BLEU}",
+            "quick multipliers, corpus BLEU and fluency": f"{_QUICK} --step.objectives corpus_bleu fluency",
+        }.items()
     },
     "front": {
         f"d = {d:.2f}": f"--numbers.thresholds success {d} inform {min(d + 0.05, 0.93):.2f} {_QUICK} {_CORPUS_BLEU}"

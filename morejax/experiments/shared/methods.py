@@ -19,7 +19,7 @@ _DECIDED: dict[str, dict[str, str]] = {
 """Entries of the step that a method is made of."""
 
 
-def apply_method(config: Any) -> Any:
+def apply_method(config: Any, defaults: Any) -> Any:
     """An experiment's configuration with its method put where it is read.
 
     more: constraints and adaptive weights. mixed: all streams in one weighted sum, clipped once. fixed: constraints,
@@ -29,15 +29,16 @@ def apply_method(config: Any) -> Any:
 
     Args:
         config: with `method`, `mixed_weight`, `step`, `numbers`, `critic`, `ppo` and `stages`.
+        defaults: the preset, whose `step` and `numbers` give way to the method.
 
     Raises:
         ValueError: a flag asks for something else than the method; names both.
     """
-    step = _decide(config.step, "step", config.method, _DECIDED.get(config.method, {}))
+    step = _decide(config.step, defaults.step, "step", config.method, _DECIDED.get(config.method, {}))
     init = {"mixed": config.mixed_weight, "gdpo": config.mixed_weight, "unconstrained": 0.0}.get(config.method)
     numbers = config.numbers
     if init is not None:
-        numbers = _decide(numbers, "numbers", config.method, {"multiplier_init": init})
+        numbers = _decide(numbers, defaults.numbers, "numbers", config.method, {"multiplier_init": init})
     critic, ppo = config.critic, config.ppo
     if config.method == "gdpo":
         critic, ppo = replace(critic, kind="none"), replace(ppo, samples=max(4, ppo.samples))
@@ -65,11 +66,11 @@ def check_rollout(config: Any) -> None:
             raise ValueError(f"--ppo.turns {ppo.turns} must be a multiple of {flag} {count}")
 
 
-def _decide(group: Any, name: str, method: str, decided: Mapping[str, Any]) -> Any:
+def _decide(group: Any, preset: Any, name: str, method: str, decided: Mapping[str, Any]) -> Any:
     """Put a method's entries in; one that was given must be what the method makes it."""
     for entry, value in decided.items():
         given, default = getattr(group, entry), type(group).__dataclass_fields__[entry].default
-        if given not in (default, value):
+        if given not in (default, getattr(preset, entry), value):
             flag = f"--{name}.{entry.replace('_', '-')}"
             raise ValueError(f"{flag} {given}: --method {method} makes it {value}; leave one of them out")
     return replace(group, **decided)

@@ -131,7 +131,7 @@ def _check_length(model: DecoderConfig, context: ContextConfig) -> None:
 
 def resolve(config: ShopConfig) -> ShopConfig:
     """Put what --method decides where it is read."""
-    return apply_method(config)
+    return apply_method(config, preset(config.preset))
 
 
 def preset(name: str) -> ShopConfig:
