@@ -184,4 +184,5 @@ def test_a_grid_makes_its_runs_once_and_tables_them(tiny, prepared, tmp_path):
     command = [sys.executable, str(SCRIPTS / "grid.py"), *map(str, arguments), "--table"]
     done = subprocess.run(command, env=tiny.environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
-    assert "weak-anchor-seed1 was not made with '--numbers.kl-coef 0.02'" in done.stderr
+    assert "weak-anchor-seed1 was not made with" in done.stderr
+    assert "--numbers.kl-coef 0.02'" in done.stderr
