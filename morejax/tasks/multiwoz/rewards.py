@@ -5,7 +5,7 @@
 | inform       | constraint | change in the dialogue's Inform that this reply makes against the corpus reply       |
 | success      | constraint | the same for Success                                                                 |
 | slots        | constraint | recall of the goal's slots that are due in this turn, at the tokens that say them    |
-| restraint    | constraint | share of the offers and facts of a reply that the corpus reply gives in this turn too |
+| restraint    | constraint | share of the offers and facts of a reply that the corpus reply gives here, too       |
 | likeness     | objective  | sentence BLEU against the corpus reply                                               |
 | corpus_bleu  | objective  | what the reply does for the BLEU of the whole rollout                                |
 | fluency      | objective  | likelihood under a frozen language model, clipped to the range of corpus replies     |
@@ -238,8 +238,9 @@ def restraint(batch: SampledBatch, context: StreamContext) -> StreamValues:
     """Precision of what a reply gives away: the share of its offers and facts that the corpus reply gives here too.
 
     |said & corpus| / |said| over NAME and the requestables, each counted once; a reply without any is left out of J.
-    Inform and Success count what is given at any time and forgive what nobody asked for: a policy that is paid for them
-    alone offers in every other turn. This is the other side of that trade.
+    Inform and Success count what is given at any time and forgive what nobody asked for. This is the other side of
+    that trade: policies that learnt from those two offer in a fifth to a third of all turns in which people do not
+    (experiments/multiwoz/RESULTS.md).
     """
     said = [mentions(turn.text) & _DECISIVE for turn in batch.turns]
     human = [mentions(turn.turn.delex) & _DECISIVE for turn in batch.turns]
