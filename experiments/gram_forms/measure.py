@@ -79,7 +79,7 @@ def main() -> None:
     flags.add_argument("run", nargs="*", help="after --: the finished run's command")
     given = flags.parse_args()
     with StopRequest() as stop:
-        parts = Parts(parse([*given.run, "--resume"]), stop)
+        parts = Parts(parse([*given.run, "--resume"]), stop, read_only=True)
     state, sampler, prompts, shapes = sampler_of(parts)
     final, _ = load_params(parts.dir / "checkpoints" / "ppo-final", structure(parts.build_policy)[1])
     # The rates are 0: every minibatch sees the same policy, and metrics are of the mean Gram matrix.

@@ -135,18 +135,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    cut = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=200, help="answered one at a time, at least 1")
     parser.add_argument("--save", type=Path, help="file for the rows as JSON")
-    options = parser.parse_args(given[:cut])
+    parser.add_argument("run", nargs="+", metavar="FLAG", help="behind --: the command of the run")
+    options = parser.parse_args(arguments)
     if options.save and not options.save.absolute().parent.is_dir():
         parser.error(f"--save {options.save}: its folder is not there")
     if options.turns < 1:
         parser.error(f"--turns {options.turns}: at least 1 is needed")
     try:
-        rows = run(parse([*given[cut + 1 :], "--resume"]), options.turns)
+        rows = run(parse([*options.run, "--resume"]), options.turns)
     except (ValueError, OSError, Interrupted) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

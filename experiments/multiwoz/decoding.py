@@ -125,20 +125,19 @@ def run(config: MultiwozConfig, options: argparse.Namespace) -> list[dict[str, A
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    cut = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=16, help="n")
     parser.add_argument("--temperature", type=float, default=0.7, help="at which they are drawn")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--save", type=Path, help="file for the rows as JSON")
-    options = parser.parse_args(given[:cut])
+    parser.add_argument("run", nargs="+", metavar="FLAG", help="behind --: the command of the run")
+    options = parser.parse_args(arguments)
     if options.save and not options.save.absolute().parent.is_dir():
         parser.error(f"--save {options.save}: its folder is not there")
     if options.samples < 2:
         parser.error(f"--samples {options.samples}: at least 2 are needed to compare them")
     try:
-        rows = run(parse([*given[cut + 1 :], "--resume"]), options)
+        rows = run(parse([*options.run, "--resume"]), options)
     except (ValueError, OSError, Interrupted) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -72,15 +72,14 @@ def _show(parts: Parts, name: str, params: Params, loss: float) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    cut = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", default="gold_fit", help="what is learnt from")
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--learning-rate", type=float, default=5e-4, help="peak of the schedule")
-    options = parser.parse_args(given[:cut])
+    parser.add_argument("run", nargs="+", metavar="FLAG", help="behind --: the command of the run")
+    options = parser.parse_args(arguments)
     try:
-        run(parse([*given[cut + 1 :], "--resume"]), options)
+        run(parse([*options.run, "--resume"]), options)
     except (ValueError, OSError, Interrupted) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

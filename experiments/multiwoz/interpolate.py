@@ -83,17 +83,16 @@ def _policy(parts: Parts, folder: Path, start: Params) -> Params:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    cut = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shares", type=float, nargs="+", default=[0, 0.25, 0.5, 0.75, 1], help="a")
     parser.add_argument("--mean", type=Path, nargs="+", default=[], metavar="RUN", help="more policies")
     parser.add_argument("--save", type=Path, help="file for the rows as JSON; a figure is drawn beside it")
-    options = parser.parse_args(given[:cut])
+    parser.add_argument("run", nargs="+", metavar="FLAG", help="behind --: the command of the run")
+    options = parser.parse_args(arguments)
     if options.save and not options.save.absolute().parent.is_dir():
         parser.error(f"--save {options.save}: its folder is not there")
     try:
-        rows = run(parse([*given[cut + 1 :], "--resume"]), options.shares, options.mean)
+        rows = run(parse([*options.run, "--resume"]), options.shares, options.mean)
     except (ValueError, OSError, Interrupted) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
