@@ -89,7 +89,7 @@ GRIDS: dict[str, dict[str, str]] = {
     },
     "front": {
         f"d = {d:.2f}": f"--numbers.thresholds success {d} inform {min(d + 0.05, 0.93):.2f} {_QUICK} {_CORPUS_BLEU}"
-        for d in (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+        for d in (0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
     },
 }  # fmt: skip
 COLUMNS = ("inform", "success", "bleu", "combined")
