@@ -17,17 +17,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from morejax.tasks.multiwoz.canonical import REQUESTABLES
 from morejax.tasks.multiwoz.dataset import load_corpus
-from morejax.tasks.multiwoz.normalise import mentions
-from morejax.tasks.multiwoz.records import Corpus, Dialogue, Goal
-from morejax.tasks.multiwoz.rewards import judge_dialogue, licensed_share, unified
-from morejax.tasks.multiwoz.scorer import TurnScore
+from morejax.tasks.multiwoz.faults import FAULTS, HABITS, faults, habits
+from morejax.tasks.multiwoz.records import Corpus, Dialogue
+from morejax.tasks.multiwoz.rewards import unified
 from morejax.tasks.streams import SampledTurn
 
-_OFFERS = frozenset({"NAME", "TRAINID"})
 _STOCK = 10
 """Turns that share one reply before it counts as a stock phrase."""
+_STOCK_PHRASE = "a reply that at least ten turns get"
 
 
 def counts(dialogues: Sequence[Dialogue], said: Mapping[str, Sequence[str]], corpus: Corpus) -> dict[str, float]:
@@ -39,7 +37,7 @@ def counts(dialogues: Sequence[Dialogue], said: Mapping[str, Sequence[str]], cor
       corpus: whose database answers.
     """
     lost: Counter[str] = Counter()
-    habits: Counter[str] = Counter()
+    shown: Counter[str] = Counter()
     used = Counter(unified(reply) for dialogue in dialogues for reply in said[dialogue.id])
     turns = words = 0
     for dialogue in dialogues:
@@ -47,79 +45,22 @@ def counts(dialogues: Sequence[Dialogue], said: Mapping[str, Sequence[str]], cor
             SampledTurn(dialogue, turn, reply, (0,), turn.state)
             for turn, reply in zip(dialogue.turns, said[dialogue.id], strict=True)
         )
-        lost.update(_lost(sampled, corpus))
+        lost.update(fault.kind for fault in faults(sampled, corpus.database))
         for one in sampled:
-            habits.update(_habits(one, corpus))
-            habits["stock phrase"] += used[unified(one.text)] >= _STOCK
+            shown.update(habits(one, corpus.database))
+            shown[_STOCK_PHRASE] += used[unified(one.text)] >= _STOCK
             words += len(one.text.split())
         turns += len(sampled)
-    of_dialogues = {name: 100 * lost[name] / len(dialogues) for name in LOST}
-    of_turns = {name: 100 * habits[name] / turns for name in HABITS}
+    of_dialogues = {name: 100 * lost[name] / len(dialogues) for name in FAULTS}
+    of_turns = {name: 100 * shown[name] / turns for name in (*HABITS, _STOCK_PHRASE)}
     return of_dialogues | of_turns | {"words a turn": words / turns}
-
-
-LOST = (
-    "Inform lost: a venue or train that is asked for is never offered",
-    "Inform lost: what is offered last does not fit the goal",
-    "Success lost with Inform held: phone, post code, address or train id missing",
-    "Success lost with Inform held: booking reference missing",
-)
-HABITS = (
-    "offers where people do not",
-    "does not offer where people do",
-    "gives a requestable slot where people do not",
-    "does not give one where people do",
-    "a placeholder that state and database do not license",
-    "asks a question",
-    "stock phrase",
-)
-
-
-def _lost(turns: Sequence[SampledTurn], corpus: Corpus) -> list[str]:
-    """Reasons for which a dialogue loses Inform or Success."""
-    verdict = judge_dialogue(turns, corpus.database).sampled
-    reasons = []
-    if not verdict.inform:
-        offered = {domain for turn in verdict.turns for domain in turn.offered}
-        missing = [domain for domain, fits in verdict.domains_inform.items() if not fits and domain not in offered]
-        wrong = [domain for domain, fits in verdict.domains_inform.items() if not fits and domain in offered]
-        reasons += [LOST[0]] * bool(missing) + [LOST[1]] * bool(wrong)
-    elif not verdict.success:
-        goal, booked = turns[0].dialogue.goal, [turn.turn.booked for turn in turns]
-        missing = _missing(verdict.turns, goal, booked)
-        reasons += [LOST[3]] * ("REFERENCE" in missing) + [LOST[2]] * bool(missing - {"REFERENCE"})
-    return reasons
-
-
-def _missing(turns: Sequence[TurnScore], goal: Goal, booked: Sequence[Sequence[str]]) -> set[str]:
-    """Requested slots that some domain of the goal was not given; a reference counts once the domain is booked."""
-    given: dict[str, set[str]] = {domain: set() for domain in goal}
-    for turn, bookings in zip(turns, booked, strict=True):
-        for domain in turn.domains:
-            given[domain] |= turn.mentioned if domain in bookings else turn.mentioned - {"REFERENCE"}
-    return {slot for domain in goal for slot in set(goal[domain]["requestable"]) - given[domain]}
-
-
-def _habits(turn: SampledTurn, corpus: Corpus) -> list[str]:
-    said, human = mentions(turn.text), mentions(turn.turn.delex)
-    offers, people = bool(said & _OFFERS), bool(human & _OFFERS)
-    gives, given = said & frozenset(REQUESTABLES), human & frozenset(REQUESTABLES)
-    found = (
-        offers and not people,
-        people and not offers,
-        bool(gives - given),
-        bool(given - gives),
-        licensed_share(turn, corpus.database) < 1,
-        "?" in turn.text,
-    )
-    return [name for name, holds in zip(HABITS, found, strict=False) if holds]
 
 
 def table(found: Mapping[str, Mapping[str, float]]) -> str:
     """Markdown, a column a system."""
     lines = [f"| per cent | {' | '.join(found)} |", "|---|" + "---:|" * len(found)]
     for name in next(iter(found.values())):
-        kind = "" if name.startswith("words") else " of dialogues" if name in LOST else " of turns"
+        kind = "" if name.startswith("words") else " of dialogues" if name in FAULTS else " of turns"
         heading = f"{name} ({kind.strip()})" if kind else name
         lines.append(f"| {heading} | {' | '.join(f'{one[name]:.1f}' for one in found.values())} |")
     return "\n".join(lines)

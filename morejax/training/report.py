@@ -24,6 +24,7 @@ from morejax.training.writers import METRICS_FILE, read_stages
 
 REPORT_FILE = "report.html"
 SYSTEM_NAMES = {
+    "human": "People",
     "supervised": "Supervised",
     "scaffold": "Scaffold (reasons first)",
     "ppo": "After PPO",
@@ -279,6 +280,7 @@ def environment() -> jinja2.Environment:
     environment.filters.update(
         highlight=highlight, number=_number, signed=_signed, words=lambda name: name.replace("_", " ")
     )
+    environment.filters["system"] = lambda name: SYSTEM_NAMES.get(name, name)
     return environment
 
 

@@ -28,7 +28,7 @@ from morejax import hosts
 _PACKAGES = ("morejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "sacrebleu")
 # What may differ between a run and its continuation: it decides how far and where to run, not what comes out.
 _FREE = (
-    *("stages", "resume", "out", "data_dir", "eval_splits", "split", "samples", "score"),
+    *("stages", "resume", "out", "data_dir", "eval_splits", "split", "samples", "compare", "score"),
     *("devices", "mesh", "coordinator", "processes", "process", "heartbeat"),
 )
 # Seconds in which a file that one machine has written must appear on the others.

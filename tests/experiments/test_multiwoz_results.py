@@ -28,6 +28,8 @@ def dialogue(name):
 class Corpus:
     """Dialogues by split."""
 
+    database = None
+
     name = "tiny"
 
     def dialogues(self, splits):
@@ -47,7 +49,7 @@ class Decoding:
 
 def fake(folder, select="select"):
     run = SimpleNamespace(stage_record=lambda stage: None, timings=lambda: {})
-    config = SimpleNamespace(method="more", track="policy", preset="demo", seed=0, samples=2)
+    config = SimpleNamespace(method="more", track="policy", preset="demo", seed=0, samples=2, compare=())
     return SimpleNamespace(
         dir=folder, run=run, config=config, corpus=Corpus(), fit="train", select=select, decoding=Decoding()
     )

@@ -13,14 +13,17 @@ SAMPLES = [
     {
         "id": "dlg<1>",
         "goal": {"hotel": {"informable": {"area": "<b>north</b>"}, "requestable": ["PHONE"]}},
+        "verdicts": {"human": [], "ppo": ["Inform lost (hotel & <more>)"]},
         "turns": [
             {
                 "user": HOSTILE,
-                "reference": "[name] it is .",
-                "before": "no <i>idea</i> about [phone]",
-                "after": HOSTILE,
                 "state": {"hotel": {"area": "a&b"}},
-                "notes": ["offers <hotel>"],
+                "replies": {
+                    "human": {"text": "[name] it is .", "notes": []},
+                    "supervised": {"text": "no <i>idea</i> about [phone]", "notes": ["offers <hotel>"]},
+                    "mixed": {"text": "hello", "notes": []},
+                    "ppo": {"text": HOSTILE, "notes": []},
+                },
             }
         ],
     }
@@ -106,6 +109,16 @@ def test_the_banner_says_what_was_run(page):
         "abc123",
         "jax 0.0.1",
         "cpu",
+    ):
+        assert expected in page.words
+
+
+def test_systems_stand_side_by_side_with_what_they_get_wrong(page):
+    for expected in (
+        "People [name] it is .",
+        "Supervised no <i>idea</i> about [phone] offers <hotel>",
+        "mixed hello",
+        "People : Inform and Success held. After PPO : Inform lost (hotel & <more>)",
     ):
         assert expected in page.words
 

@@ -60,6 +60,9 @@ class MultiwozConfig(ExperimentConfig):
     """Score the trained models on these splits, e.g. --split test once held-back dialogues are there: the command of a
     finished run with --split scores it again (stages that are done are skipped, as with --resume) and adds to its
     results. On a new run it is the same as --eval-splits."""
+    compare: tuple[str, ...] = ()
+    """NAME=RUN: evaluated runs whose replies stand beside this run's in the report's dialogues, e.g.
+    mixed=runs/mixed. Added to a finished run by its command with --resume."""
     vocab_size: int = 4096
     """Tokens of the BPE trained on the corpus."""
     pretrained: Annotated[str | None, tyro.conf.arg(name="model")] = None

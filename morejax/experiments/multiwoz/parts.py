@@ -16,6 +16,7 @@ from morejax import config as configs
 from morejax import hosts
 from morejax.experiments.multiwoz.config import FIRST_READ, MultiwozConfig
 from morejax.experiments.multiwoz.decoding import Decoding
+from morejax.experiments.multiwoz.samples import compared
 from morejax.experiments.shared.parts import RunParts
 from morejax.models import hf
 from morejax.models.split import Params
@@ -106,10 +107,12 @@ class Parts(RunParts):
         """Find out now, not after hours, what a later stage would not accept.
 
         Raises:
-            ValueError: an unknown split or stream, or a number for a stream that the step does not have.
+            ValueError: an unknown split or stream, a number for a stream that the step does not have, or no run where
+                --compare says.
         """
         for splits in (self.ppo_split, *self.config.eval_splits):
             self.corpus.dialogues(splits)
+        compared(self.config.compare)
         step, numbers = self.config.step, self.config.numbers
         for name in self._reward_streams:
             get_stream(name)

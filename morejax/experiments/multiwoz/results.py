@@ -9,7 +9,7 @@ from typing import Any
 
 from morejax.experiments.multiwoz.decoding import Predictions
 from morejax.experiments.multiwoz.parts import Parts
-from morejax.tasks.multiwoz.records import Dialogue
+from morejax.experiments.multiwoz.samples import compared, read_predictions, sample_dialogues
 from morejax.training.run import write_json
 
 Row = Mapping[str, Any]
@@ -103,29 +103,10 @@ def collect_results(parts: Parts, scores: Sequence[Row], final: str) -> dict[str
 def _write_samples(parts: Parts, folder: Path, scored: Sequence[str], final: str) -> None:
     """Dialogues side by side as samples.json, from the selection split where that has been scored."""
     part = parts.select if parts.select in scored else scored[0]
-    before, after = (
-        json.loads(_prediction_file(folder, system, part, final).read_text()) for system in ("supervised", final)
-    )
-    shown = parts.corpus.dialogues(part)[: parts.config.samples]
-    write_json(parts.dir / "samples.json", sample_dialogues(shown, before, after))
-
-
-def sample_dialogues(dialogues: Sequence[Dialogue], before: Predictions, after: Predictions) -> list[dict[str, Any]]:
-    """Dialogues with the corpus's reply, the supervised model's and the final policy's."""
-    return [
-        {
-            "id": dialogue.id,
-            "goal": dialogue.goal,
-            "turns": [
-                {
-                    "user": turn.user,
-                    "reference": turn.delex,
-                    "before": before[dialogue.id][turn.index]["response"],
-                    "after": after[dialogue.id][turn.index]["response"],
-                    "state": after[dialogue.id][turn.index].get("state", turn.state),
-                }
-                for turn in dialogue.turns
-            ],
-        }
-        for dialogue in dialogues
-    ]
+    config, shown = parts.config, parts.corpus.dialogues(part)[: parts.config.samples]
+    systems = {"supervised": _prediction_file(folder, "supervised", part, final)}
+    systems |= {name: other / f"{part}.json" for name, other in compared(config.compare).items()}
+    # What the run is about stands last, beside what it is compared with.
+    systems |= {final: _prediction_file(folder, final, part, final)}
+    made = {name: read_predictions(path, shown) for name, path in systems.items()}
+    write_json(parts.dir / "samples.json", sample_dialogues(shown, made, final, parts.corpus.database))
