@@ -138,7 +138,7 @@ def test_one_of_two_references_missing_is_a_missing_reference(monkeypatch):
     dialogue = Dialogue("one", "dev", turns, goal)
     corpus = SimpleNamespace(database=database)
     count = lambda said: errors.counts([dialogue], {"one": said}, corpus)  # noqa: E731
-    lost = [name for name in errors.LOST if "Success" in name]
+    lost = [name for name in errors.FAULTS if "Success" in name]
     slot, reference = lost
     assert [count(replies)[name] for name in lost] == [0, 0]
     without_reference = count([*replies[:3], "done."])
@@ -186,3 +186,32 @@ def test_a_grid_makes_its_runs_once_and_tables_them(tiny, prepared, tmp_path):
     assert done.returncode == 2
     assert "weak-anchor-seed1 was not made with" in done.stderr
     assert "--numbers.kl-coef 0.02'" in done.stderr
+
+
+def test_dynamics_draws_every_stream_of_every_run(finished, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    dynamics = importlib.import_module("dynamics")
+    runs = dict(map(dynamics.read_run, (f"more={finished[0]}", f"again={finished[0]}")))
+    figure = dynamics.dynamics_figure(runs)
+    axes = {axis.get_title("left"): axis for axis in figure.axes}
+    assert list(axes)[:2] == ["more: constraints, thresholds dashed", "again: constraints, thresholds dashed"]
+    assert len(axes) == 2 * len(dynamics.ROWS)
+    logged = runs["more"]
+    for title, pattern in (("share of the gradient", "share/"), ("gradient norms", "grad_norm/")):
+        streams = {key.split("/")[1].replace("_", " ") for key in logged if key.startswith(pattern)}
+        assert streams <= {text.get_text() for text in axes[f"more: {title}"].texts}
+    # Every stream but the first objective has a cosine with it.
+    named = {text.get_text() for text in axes["more: cosine with the first objective"].texts}
+    assert named - {"●"} == streams - {dynamics.objectives_of(logged)[0].replace("_", " ")}
+    assert axes["more: multipliers"].get_ylim() == axes["again: multipliers"].get_ylim()
+    assert dynamics.main([f"more={finished[0]}", "--out", str(tmp_path / "figure.png")]) == 0
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_dynamics_says_which_run_it_cannot_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    dynamics = importlib.import_module("dynamics")
+    for given, message in (("more", "expected NAME=RUN"), (f"more={tmp_path / 'gone'}", "gone/metrics.jsonl")):
+        assert dynamics.main([given, "--out", str(tmp_path / "figure.png")]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "figure.png").exists()
