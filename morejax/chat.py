@@ -94,11 +94,14 @@ class Talker:
     write_state: Answer | None = None
     reasoned: bool = False
 
-    def reply(self, earlier: Sequence[tuple[str, str]], user: str, state: State, before: State) -> tuple[str, str]:
+    def reply(
+        self, earlier: Sequence[tuple[str, str]], states: Sequence[State], user: str, state: State, before: State
+    ) -> tuple[str, str]:
         """The delexicalised reply and the acts written before it (empty for a model that answers directly).
 
         Args:
             earlier: turns so far as (user utterance, delexicalised reply).
+            states: of those turns.
             user: what is to be answered.
             state: after that utterance.
             before: state before it; end-to-end models read both.
@@ -109,6 +112,7 @@ class Talker:
             state,
             self.serialiser.db_ids(state, self.database),
             previous_state=before,
+            given=self._given(earlier, states),
             where="conversation",
         )
         tokenizer = self.serialiser.tokenizer
@@ -120,11 +124,17 @@ class Talker:
         acts = tokenizer.convert_ids_to_tokens(list(written[:cut]))
         return vocabulary.decode(tokenizer, written[cut + 1 :]), " ".join(acts)
 
-    def state_after(self, earlier: Sequence[tuple[str, str]], user: str, before: State) -> State:
+    def state_after(
+        self, earlier: Sequence[tuple[str, str]], states: Sequence[State], user: str, before: State
+    ) -> State:
         """The state that an end-to-end model writes."""
         assert self.write_state is not None
-        prompt = self.serialiser.prompt(earlier, user, None, previous_state=before, where="conversation")
+        given = self._given(earlier, states)
+        prompt = self.serialiser.prompt(earlier, user, None, previous_state=before, given=given, where="conversation")
         return self.serialiser.parse_state(self.write_state(prompt))
+
+    def _given(self, earlier: Sequence[tuple[str, str]], states: Sequence[State]) -> Ids:
+        return self.serialiser.given_ids([reply for _, reply in earlier], states)
 
 
 @dataclass
@@ -154,7 +164,7 @@ class Conversation:
             PromptTooLong: the state no longer fits into the model's context; the conversation is as before.
         """
         state, domain = self._listen(user)
-        delex, acts = self.talker.reply(self.turns, user, state, self.state)
+        delex, acts = self.talker.reply(self.turns, self.states, user, state, self.state)
         self.state, self.domain = state, domain
         self.states.append(state)
         self.turns.append((user, delex))
@@ -167,7 +177,7 @@ class Conversation:
         talker = self.talker
         if talker.write_state is None:
             return track(self.state, user, talker.ontology, domain=self.domain, offered=self.offered)
-        state = talker.state_after(self.turns, user, self.state)
+        state = talker.state_after(self.turns, self.states, user, self.state)
         estimated = estimate_domains([*self.states, state])[-1]
         return state, mentioned_domain(user, talker.ontology) or (estimated[0] if estimated else self.domain)
 

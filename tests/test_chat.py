@@ -138,7 +138,7 @@ def test_end_to_end_the_model_writes_the_state(e2e_run):
     talker = chat.load_talker(e2e_run)
     serialiser = talker.serialiser
     assert talker.write_state is not None
-    assert isinstance(talker.state_after([], "a hotel", {}), dict)  # by the (random) model itself
+    assert isinstance(talker.state_after([], [], "a hotel", {}), dict)  # by the (random) model itself
     wanted = {"hotel": {"area": "north"}}
 
     def write(prompt):

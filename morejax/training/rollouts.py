@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -20,6 +21,7 @@ from morejax.training.batching import left_pad
 from morejax.training.placement import ONE_DEVICE, Placement
 from morejax.training.reward_heads import judge, pack
 from morejax.training.task import Task, TurnPrompts
+from morejax.training.turn_by_turn import sample_turn_by_turn
 
 if TYPE_CHECKING:
     from morejax.tasks.streams import StackedStreams
@@ -50,11 +52,13 @@ class Shapes:
     reply: int
 
 
-def static_shapes(prompts: Sequence[Sequence[TurnPrompts]], turns: int, reply: int, multiple: int = 16) -> Shapes:
-    """The smallest static sizes, in multiples of 16, that hold every prompt."""
+def static_shapes(
+    prompts: Sequence[Sequence[TurnPrompts]], turns: int, reply: int, multiple: int = 16, least: int = 0
+) -> Shapes:
+    """The smallest static sizes, in multiples of 16, that hold every prompt, and `least` tokens."""
 
     def longest(which: str) -> int:
-        size = max(len(getattr(prompt, which)) for dialogue in prompts for prompt in dialogue)
+        size = max(least, *(len(getattr(prompt, which)) for dialogue in prompts for prompt in dialogue))
         return -(-size // multiple) * multiple
 
     return Shapes(turns, longest("direct"), longest("reasoned"), reply)
@@ -263,16 +267,24 @@ class Sampler:
         )
         # Read once: whether later turns count decides what a rollout holds, and so what is compiled.
         self._over_turns = bool((hosts.to_host(state.hyper.gamma_turn) > 0).any())
+        # Turn by turn: few enough rows that late turns, which few dialogues have, are not mostly filling.
+        self._block = placement.whole_rows(min(32, shapes.turns))
         self._sample = placement.sampler(compile_sampler(state.structure, settings))
         self._assess = compile_assess(state.structure, frozen, step, shapes)
 
     def __call__(self, params: Params, prompts: Sequence[TurnPrompts], key: jax.Array) -> tuple[Rollout, int]:
         """One rollout of the policy on these prompts."""
         shapes, pad = self.shapes, self.task.pad_id
+        sample = None
+        if self.task.turn_by_turn:
+            prompts, sample = sample_turn_by_turn(
+                partial(self._sample, params), self.task, prompts, shapes.context, shapes.turns, self._block, key
+            )
         direct = [prompt.direct for prompt in prompts]
         direct += [direct[0]] * (shapes.turns - len(prompts))
         context, context_mask = left_pad(direct, shapes.context, pad)
-        sample = self._sample(params, context, context_mask, key)
+        if sample is None:
+            sample = self._sample(params, context, context_mask, key)
         drawn, valid = hosts.to_host((sample.tokens, sample.mask))
         sample = sample._replace(tokens=drawn, mask=valid)
         tokens = np.concatenate([context, drawn], axis=1)

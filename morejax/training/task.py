@@ -48,8 +48,18 @@ class Task(Protocol):
     @property
     def pad_id(self) -> int: ...
 
+    @property
+    def turn_by_turn(self) -> bool:
+        """Does a prompt depend on what the model has said in earlier turns?"""
+        ...
+
     def prompts(self, dialogue: Any) -> Sequence[TurnPrompts]:
         """Prompts of all turns of a dialogue."""
+        ...
+
+    def prompts_after(self, prompts: Sequence[Any], said: Sequence[Ids]) -> TurnPrompts:
+        """Prompts of the next turn of a dialogue once the model has said something itself; asked of tasks that go turn
+        by turn."""
         ...
 
     def sampled(

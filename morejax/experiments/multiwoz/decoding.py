@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,8 @@ from morejax.tasks.multiwoz.task import MultiwozTask
 from morejax.training.generate import Generator
 from morejax.training.interrupt import StopRequest
 from morejax.training.placement import ONE_DEVICE, Placement
+from morejax.training.progress import Progress
+from morejax.training.task import Ids
 
 MAX_ACTS = 24
 """Tokens that the scaffold may write before it answers."""
@@ -60,5 +63,26 @@ class Decoding(decoding.Decoding):
         self, params: Params, splits: str, *, reasoned: bool = False, limit: int = 0, label: str = ""
     ) -> Predictions:
         """Greedy replies to every turn of the splits (of their first `limit` dialogues), in the standard format."""
-        generate = self.reason_and_answer(params, label) if reasoned else self.answer(params, label)
-        return self._task.predict(splits, generate, self.write_states(params), limit)
+        answer = self.reason_and_answer if reasoned else self.answer
+        states = self.write_states(params)
+        if not label or (self._task.track == "policy" and not self._task.turn_by_turn):
+            return self._task.predict(splits, answer(params, label), states, limit)
+        # Turn after turn: one bar for all of them.
+        dialogues = self._task.corpus.dialogues(splits)
+        turns = sum(len(dialogue.turns) for dialogue in (dialogues[:limit] if limit else dialogues))
+        with Progress(label, turns) as bar:
+            return self._task.predict(splits, _counted(answer(params), bar), states, limit)
+
+
+def _counted(generate: Decode, bar: Progress) -> Decode:
+    """The same, with every call's replies added to a progress bar."""
+    done = 0
+
+    def counted(prompts: Sequence[Ids]) -> list[Ids]:
+        nonlocal done
+        replies = generate(prompts)
+        done += len(replies)
+        bar.update(done, tokens=sum(map(len, replies)))
+        return replies
+
+    return counted

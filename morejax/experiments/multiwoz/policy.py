@@ -13,7 +13,7 @@ from morejax.models.temperature import at_temperature
 from morejax.tasks.multiwoz.task import MultiwozTask, TurnPrompts
 from morejax.training import ppo as loop
 from morejax.training.ppo_loop import Watch
-from morejax.training.rollouts import Frozen, static_shapes
+from morejax.training.rollouts import Frozen, Shapes, static_shapes
 
 
 def ppo(parts: Parts) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def ppo(parts: Parts) -> dict[str, Any]:
             prompts,
             config.step,
             config.ppo,
-            static_shapes(prompts, config.ppo.turns, config.context.max_reply),
+            _shapes(parts, prompts),
             Watch(parts.dir, parts.stop, lambda params: _quick_scores(parts, params), parts.placement),
             seed=config.seed,
         )
@@ -52,6 +52,13 @@ def _prompts(parts: Parts, task: MultiwozTask, supervised: Params) -> list[list[
     contexts = [context for dialogue in dialogues for context in task.corpus_history(dialogue)]
     states = iter(task.track_states(contexts, parts.decoding.write_states(supervised)))
     return [task.prompts(dialogue, [next(states) for _ in dialogue.turns]) for dialogue in dialogues]
+
+
+def _shapes(parts: Parts, prompts: list[list[TurnPrompts]]) -> Shapes:
+    """Static sizes; prompts that depend on what the policy says may be as long as any."""
+    config = parts.config
+    least = config.context.max_context if parts.task.turn_by_turn else 0
+    return static_shapes(prompts, config.ppo.turns, config.context.max_reply, least=least)
 
 
 def _quick_scores(parts: Parts, params: Params) -> dict[str, float]:

@@ -2,12 +2,13 @@
 
 One sequence per system turn::
 
-    [<prev> previous state]  <user> u  <system> r  <user> u_t
+    [given]  [<prev> previous state]  <user> u  <system> r  <user> u_t
     <state> state  <db> counts  [<acts> acts]  <response> reply <eos>
 
-The previous state is there on the end-to-end track only, the acts for the scaffold only. Earlier system
-replies are delexicalised. On the policy track the prompt ends with `<response>` and holds the gold state; on
-the end-to-end track it ends with `<state>` and the model writes the state, closed by `<db>`.
+What the system has given so far is there with `--context.given`, the previous state on the end-to-end track only, the
+acts for the scaffold only. Earlier system replies are delexicalised. On the policy track the prompt ends with
+`<response>` and holds the gold state; on the end-to-end track it ends with `<state>` and the model writes the state,
+closed by `<db>`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Literal
 
 from morejax.tasks.multiwoz import tokenizer as vocabulary
 from morejax.tasks.multiwoz.canonical import PLACEHOLDERS
-from morejax.tasks.multiwoz.normalise import minutes, normalise_value
+from morejax.tasks.multiwoz.normalise import mentions, minutes, normalise_value
 from morejax.tasks.multiwoz.records import Act, Dialogue, State, Turn
+from morejax.tasks.multiwoz.scorer import estimate_domains
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -31,6 +33,15 @@ Ids = tuple[int, ...]
 QUERYABLE = ("restaurant", "hotel", "attraction", "train")
 ACT_SLOT_NAMES = {"leaveat": "leave", "arriveby": "arrive"}
 DATABASE_TOKENS = 1 + 2 * len(QUERYABLE)
+GIVEN = {
+    "NAME": "name",
+    "TRAINID": "trainid",
+    "PHONE": "phone",
+    "ADDRESS": "address",
+    "POST": "postcode",
+    "REFERENCE": "ref",
+}  # fmt: skip
+"""Placeholder of a reply that counts as given -> the marker that says so later."""
 
 
 class PromptTooLong(ValueError):
@@ -48,6 +59,9 @@ class ContextConfig:
             generated state (`max_state`) and the database counts is kept free in it.
         max_reply: most tokens of a reply, `<eos>` included; longer gold replies are cut and counted.
         max_state: most tokens of a generated state, the closing `<db>` included.
+        given: begin with what the system has given in earlier turns, however long ago: domain by domain, whether it
+            made an offer and which of the slots that can be requested it gave. The corpus's replies count while a
+            model is taught, its own in rollouts and predictions, which then go turn by turn.
     """
 
     track: Literal["policy", "e2e"] = "policy"
@@ -55,6 +69,7 @@ class ContextConfig:
     max_context: int = 256
     max_reply: int = 64
     max_state: int = 96
+    given: bool = False
 
     def __post_init__(self) -> None:
         if self.track not in ("policy", "e2e"):
@@ -199,6 +214,31 @@ class Serialiser:
                 pairs[-1][2].append(token)
         return [pair for pair in pairs if pair[2]]
 
+    def given_ids(self, replies: Sequence[str], states: Sequence[State]) -> Ids:
+        """What earlier replies gave: `<domain> <slot> ...` for every domain with something, in a fixed order.
+
+        A reply gives to the domain that is active in its turn, as the scorer sees it.
+
+        Args:
+            replies: delexicalised, of all earlier turns.
+            states: of the same turns, each after its user utterance.
+
+        Returns:
+            Token ids; none without `--context.given`.
+        """
+        if not self.config.given:
+            return ()
+        found: dict[str, set[str]] = {}
+        for reply, active in zip(replies, estimate_domains(states), strict=True):
+            for domain in active:
+                found.setdefault(domain, set()).update(mentions(reply) & GIVEN.keys())
+        return tuple(
+            self._id[vocabulary.marker(name)]
+            for domain in vocabulary.DOMAINS
+            if found.get(domain)
+            for name in (domain, *(slot for said, slot in GIVEN.items() if said in found[domain]))
+        )
+
     def db_ids(self, state: Mapping[str, Mapping[str, str]], database: Database) -> Ids:
         """`<db>`, then the marker and the count bucket of every domain with constraints and a database."""
         ids = [self._id[vocabulary.DATABASE]]
@@ -233,6 +273,7 @@ class Serialiser:
         db: Ids = (),
         *,
         previous_state: Mapping[str, Mapping[str, str]] | None = None,
+        given: Ids = (),
         with_acts: Ids | None = None,
         where: str = "prompt",
     ) -> Ids:
@@ -244,6 +285,7 @@ class Serialiser:
             state: state after it; None on the end-to-end track while the state is still to be generated.
             db: database counts, as `db_ids` gives them; ignored when `state` is None.
             previous_state: state before the utterance (end-to-end track only).
+            given: what earlier replies gave, from `given_ids`.
             with_acts: ids of the acts the scaffold sees; None leaves the whole segment out.
             where: dialogue and turn, for the error message.
 
@@ -254,7 +296,7 @@ class Serialiser:
         Raises:
             PromptTooLong: everything but the utterances is longer than `max_context`.
         """
-        head = self._previous_ids(previous_state)
+        head = given + self._previous_ids(previous_state)
         tail = self._tail_ids(state, db, with_acts)
         reserve = max(len(tail), self._reserve(with_acts) if self.config.track == "e2e" else 0)
         budget = self.config.max_context - len(head) - reserve
@@ -338,12 +380,14 @@ class Serialiser:
         state, db = self.state_ids(now.state), self.db_ids(now.state, database)
         acts = self.acts_ids(now.acts) if reasoned else None
         generated = self.config.track == "e2e"
+        before = dialogue.turns[:turn]
         prompt = self.prompt(
-            [(t.user, t.delex) for t in dialogue.turns[:turn]],
+            [(t.user, t.delex) for t in before],
             now.user,
             None if generated else now.state,
             db,
-            previous_state=dialogue.turns[turn - 1].state if turn else {},
+            previous_state=before[-1].state if before else {},
+            given=self.given_ids([t.delex for t in before], [t.state for t in before]),
             with_acts=acts,
             where=where,
         )

@@ -66,6 +66,11 @@ class MultiwozTask:
         return MultiwozTask(self.corpus, self.serialiser, self.streams, context)
 
     @property
+    def turn_by_turn(self) -> bool:
+        """Does a prompt depend on what the model has said in earlier turns?"""
+        return self.serialiser.config.given
+
+    @property
     def eos_id(self) -> int:
         """Token that ends a reply."""
         return vocabulary.token_id(self.tokenizer, vocabulary.EOS)
@@ -91,29 +96,41 @@ class MultiwozTask:
             dialogue: from the corpus.
             states: per turn; the gold ones when None.
         """
-        made = []
-        for index, turn in enumerate(dialogue.turns):
-            state = turn.state if states is None else states[index]
-            shared: dict[str, Any] = dict(
-                earlier=[(t.user, t.delex) for t in dialogue.turns[:index]],
-                user=turn.user,
-                state=state,
-                db=self.serialiser.db_ids(state, self.corpus.database),
-                previous_state=dialogue.turns[index - 1].state if index else {},
-                where=f"dialogue {dialogue.id}, turn {index}",
-            )
-            acts = self.serialiser.acts_ids(turn.acts)
-            made.append(
-                TurnPrompts(
-                    dialogue,
-                    index,
-                    self.serialiser.prompt(**shared),
-                    self.serialiser.prompt(**shared, with_acts=acts),
-                    self.serialiser.reply_ids(turn.delex),
-                    state,
-                )
-            )
-        return made
+        states = [turn.state for turn in dialogue.turns] if states is None else states
+        replies = [turn.delex for turn in dialogue.turns]
+        return [self._turn_prompts(dialogue, states, replies[:index]) for index in range(len(replies))]
+
+    def prompts_after(self, prompts: Sequence[TurnPrompts], said: Sequence[Ids]) -> TurnPrompts:
+        """Prompts of the next turn once the model has said something itself.
+
+        Args:
+            prompts: of all turns of the dialogue; their states are kept.
+            said: the model's replies to its first turns.
+        """
+        replies = [vocabulary.decode(self.tokenizer, ids) for ids in said]
+        return self._turn_prompts(prompts[0].dialogue, [prompt.state for prompt in prompts], replies)
+
+    def _turn_prompts(self, dialogue: Dialogue, states: Sequence[State], replies: Sequence[str]) -> TurnPrompts:
+        """Of the turn after these replies, which count as given; the utterances are the corpus's own."""
+        index = len(replies)
+        turn, state, before = dialogue.turns[index], states[index], dialogue.turns[:index]
+        shared: dict[str, Any] = dict(
+            earlier=[(t.user, t.delex) for t in before],
+            user=turn.user,
+            state=state,
+            db=self.serialiser.db_ids(state, self.corpus.database),
+            previous_state=before[-1].state if before else {},
+            given=self.serialiser.given_ids(replies, states[:index]),
+            where=f"dialogue {dialogue.id}, turn {index}",
+        )
+        return TurnPrompts(
+            dialogue,
+            index,
+            self.serialiser.prompt(**shared),
+            self.serialiser.prompt(**shared, with_acts=self.serialiser.acts_ids(turn.acts)),
+            self.serialiser.reply_ids(turn.delex),
+            state,
+        )
 
     def sampled(
         self,
@@ -140,9 +157,10 @@ class MultiwozTask:
     def predict(self, splits: str, generate: Generate, generate_state: Generate | None = None, limit: int = 0):
         """Predictions in the standard format for every dialogue of the splits.
 
-        On the policy track all turns are answered at once, from gold states and the corpus's own history. On the
-        end-to-end track turn follows turn: the state is generated from the predicted one before, and the history
-        holds the model's own replies.
+        On the policy track all turns are answered at once, from gold states and the corpus's own history; with
+        `--context.given` turn follows turn, since what the model has given itself is in its prompts. So it is on the
+        end-to-end track: the state is generated from the predicted one before, and the history holds the model's own
+        replies.
 
         Args:
             splits: e.g. `dev`.
@@ -155,6 +173,8 @@ class MultiwozTask:
         """
         dialogues = self.corpus.dialogues(splits)
         dialogues = dialogues[:limit] if limit else dialogues
+        if self.track == "policy" and self.turn_by_turn:
+            return self._predict_turn_by_turn(dialogues, generate)
         if self.track == "policy":
             prompts = [prompt for dialogue in dialogues for prompt in self.prompts(dialogue)]
             replies = generate([prompt.direct for prompt in prompts])
@@ -165,6 +185,19 @@ class MultiwozTask:
         if generate_state is None:
             raise ValueError("the end-to-end track needs generate_state")
         return self._predict_end_to_end(dialogues, generate, generate_state)
+
+    def _predict_turn_by_turn(self, dialogues: Sequence[Dialogue], generate: Generate):
+        prompts = {dialogue.id: self.prompts(dialogue) for dialogue in dialogues}
+        said: dict[str, list[Ids]] = {dialogue.id: [] for dialogue in dialogues}
+        for index in range(max(map(len, prompts.values()), default=0)):
+            live = [name for name, turns in prompts.items() if index < len(turns)]
+            replies = generate([self.prompts_after(prompts[name], said[name]).direct for name in live])
+            for name, reply in zip(live, replies, strict=True):
+                said[name].append(reply)
+        return {
+            name: [{"response": vocabulary.decode(self.tokenizer, ids)} for ids in replies]
+            for name, replies in said.items()
+        }
 
     def _predict_end_to_end(self, dialogues, generate: Generate, generate_state: Generate):
         out: dict[str, list[dict[str, Any]]] = {dialogue.id: [] for dialogue in dialogues}
@@ -188,6 +221,7 @@ class MultiwozTask:
             earlier=earlier,
             user=dialogue.turns[len(said)].user,
             previous_state=said[-1]["state"] if said else {},
+            given=self.serialiser.given_ids([own["response"] for own in said], [own["state"] for own in said]),
             where=f"dialogue {dialogue.id}, turn {len(said)}",
         )
 
@@ -199,10 +233,12 @@ class MultiwozTask:
     def corpus_history(self, dialogue: Dialogue) -> Iterator[dict[str, Any]]:
         """Prompt arguments of every turn when history and the state before are the corpus's."""
         for index, turn in enumerate(dialogue.turns):
+            before = dialogue.turns[:index]
             yield dict(
-                earlier=[(t.user, t.delex) for t in dialogue.turns[:index]],
+                earlier=[(t.user, t.delex) for t in before],
                 user=turn.user,
-                previous_state=dialogue.turns[index - 1].state if index else {},
+                previous_state=before[-1].state if before else {},
+                given=self.serialiser.given_ids([t.delex for t in before], [t.state for t in before]),
                 where=f"dialogue {dialogue.id}, turn {index}",
             )
 
