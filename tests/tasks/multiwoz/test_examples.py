@@ -218,3 +218,17 @@ def test_real_corpus_is_serialised_fast_and_reversibly(real_root):
     assert max(len(e.prompt) for e in examples) <= 200
     assert all(s.parse_state(s.state_ids(t.state)) == t.state for d in dialogues for t in d.turns)
     assert max(len(s.db_ids(t.state, corpus.database)) for d in dialogues for t in d.turns) <= DATABASE_TOKENS
+
+
+def test_what_was_given_stands_first_by_domain_in_a_fixed_order(tokenizer):
+    s = Serialiser(tokenizer, ContextConfig(given=True))
+    hotel, both = {"hotel": {"area": "north"}}, {"hotel": {"area": "north"}, "train": {"day": "monday"}}
+    replies = ["call [phone] .", "[name] it is .", "nothing to say .", "[trainid] , [phone] , [restaurant_name] [food]"]
+    found = words(tokenizer, s.given_ids(replies, [hotel, hotel, both, both]))
+    # The reply without any gives nothing; [food] cannot be requested; however spelled, a name is a name.
+    assert found == "<hotel><name><phone><train><name><trainid><phone>"
+    # Before a domain is active there is nobody to give to; a domain that was given nothing is left out.
+    assert s.given_ids(["[name]", "hello ."], [{}, hotel]) == ()
+    assert Serialiser(tokenizer, ContextConfig()).given_ids(replies, [hotel, hotel, both, both]) == ()
+    prompt = s.prompt([("hi", "[name]")], "thanks", hotel, (), given=s.given_ids(["[name]"], [hotel]))
+    assert words(tokenizer, prompt).startswith("<hotel><name><user>")

@@ -9,6 +9,7 @@ from morejax.tasks.multiwoz import tokenizer as vocabulary
 from morejax.tasks.multiwoz.embedded import write_embedded
 from morejax.tasks.multiwoz.examples import ContextConfig, Serialiser
 from morejax.tasks.multiwoz.reader import read_corpus
+from morejax.tasks.multiwoz.scorer import estimate_domains
 from morejax.tasks.multiwoz.task import MultiwozTask
 from morejax.tasks.streams import StreamContext
 
@@ -24,9 +25,9 @@ def parts(tmp_path_factory):
     return corpus, tokenizer
 
 
-def make(parts, track):
+def make(parts, track, **more):
     corpus, tokenizer = parts
-    serialiser = Serialiser(tokenizer, ContextConfig(track, 3, 320, REPLY, 100))
+    serialiser = Serialiser(tokenizer, ContextConfig(track, 3, 320, REPLY, 100, **more))
     context = StreamContext(corpus.database, (-6.0, -1.0), vocabulary.placeholder_ids(tokenizer))
     return MultiwozTask(corpus, serialiser, STREAMS, context)
 
@@ -41,6 +42,11 @@ def end_to_end(parts):
     return make(parts, "e2e")
 
 
+@pytest.fixture(scope="module")
+def remembering(parts):
+    return make(parts, "policy", given=True)
+
+
 def references(task, splits):
     """A generator that knows the corpus replies of a split by their prompts."""
     known = {p.direct: p.reference for d in task.corpus.dialogues(splits) for p in task.prompts(d)}
@@ -52,8 +58,10 @@ def test_the_three_special_tokens(task):
     assert task.drop_id == task.pad_id
 
 
-def test_prompts_are_those_of_the_examples(task):
+@pytest.mark.parametrize("which", ["task", "remembering"])
+def test_prompts_are_those_of_the_examples(which, request):
     """What the policy is asked is what it has learnt to answer."""
+    task = request.getfixturevalue(which)
     examples = {(e.dialogue_id, e.turn): e for e in task.examples("dev")}
     for dialogue in task.corpus.dialogues("dev"):
         prompts = task.prompts(dialogue)
@@ -130,6 +138,56 @@ def test_predictions_of_the_policy_track(task):
     for dialogue in task.corpus.dialogues("dev"):
         assert predictions[dialogue.id] == [{"response": turn.delex} for turn in dialogue.turns]
     assert list(task.predict("dev", references(task, "dev"), limit=1)) == [task.corpus.dialogues("dev")[0].id]
+
+
+def test_prompts_after_the_corpus_replies_are_the_corpus_prompts(remembering):
+    for dialogue in remembering.corpus.dialogues("dev"):
+        prompts = remembering.prompts(dialogue)
+        said = [prompt.reference for prompt in prompts]
+        assert [remembering.prompts_after(prompts, said[:turn]) for turn in range(len(said))] == prompts
+
+
+def test_prompts_after_own_replies_remember_those_and_not_the_corpus_ones(remembering, task):
+    serialiser = remembering.serialiser
+    domain = next(d for d in remembering.corpus.dialogues("dev") if len(d.turns) > 2 and d.turns[0].state)
+    active, given = next(iter(domain.turns[0].state)), serialiser.reply_ids("call [phone] .")
+    plain, prompts = task.prompts(domain), remembering.prompts(domain)
+    # Silence gives nothing: as if nothing were remembered.
+    assert remembering.prompts_after(prompts, [(task.eos_id,)]).direct == plain[1].direct
+    phone = tuple(serialiser.token(vocabulary.marker(name)) for name in (active, "phone"))
+    own = remembering.prompts_after(prompts, [given, (task.eos_id,)])
+    assert own.direct == phone + plain[2].direct
+    assert own.reasoned == phone + plain[2].reasoned
+    assert (own.turn, own.state, own.reference) == (2, plain[2].state, plain[2].reference)
+
+
+def test_predictions_remember_what_was_predicted(remembering, task):
+    """Turn after turn, all dialogues together; every model answers its own phone number from its second turn on."""
+    asked = []
+
+    def generate(prompts):
+        asked.append(list(prompts))
+        return [remembering.serialiser.reply_ids("[phone] it is.")] * len(prompts)
+
+    predictions = remembering.predict("dev", generate)
+    dialogues = remembering.corpus.dialogues("dev")
+    for dialogue in dialogues:
+        assert predictions[dialogue.id] == [{"response": "[phone] it is."}] * len(dialogue.turns)
+    assert [len(prompts) for prompts in asked] == [
+        sum(len(dialogue.turns) > turn for dialogue in dialogues)
+        for turn in range(max(len(d.turns) for d in dialogues))
+    ]
+    phone = remembering.serialiser.token(vocabulary.marker("phone"))
+    # Of the first dialogue, what stands before the utterances of each turn.
+    first = remembering.serialiser.token(vocabulary.USER)
+    heads = [prompts[0][: prompts[0].index(first)] for prompts in asked[: len(dialogues[0].turns)]]
+    assert heads[0] == ()
+    estimated = estimate_domains([turn.state for turn in dialogues[0].turns])
+    for turn, head in enumerate(heads):
+        active = {name for names in estimated[:turn] for name in names}
+        markers = {remembering.serialiser.token(vocabulary.marker(name)) for name in active}
+        assert {token for token in head if token in markers} == markers
+        assert head.count(phone) == len(active)
 
 
 def test_the_corpus_scores_100_bleu_against_itself(task):
