@@ -92,6 +92,8 @@ TWO_DEVICES = ("--method", "fixed", "--devices", "2", "--ppo.iterations", "1", "
 END_TO_END = (
     *("--model.max-length", "296", "--context.max-context", "264", "--context.max-state", "96", "--track", "e2e"),
     *("--fit", "dev", "--eval-splits", "dev", "--ppo.iterations", "1", "--ppo.eval-every", "0"),
+    # What was given before decides the prompts: rollouts, too, go turn by turn then.
+    "--context.given",
 )
 
 

@@ -42,6 +42,7 @@ class Prompt:
 
     direct: tuple[int, ...]
     reasoned: tuple[int, ...]
+    turn: int = 0
 
 
 class Task:
@@ -71,7 +72,7 @@ class Task:
 
 def dialogues(sizes=(3, 2, 4, 2)):
     made = iter(range(2, 60))
-    return [[Prompt((t := next(made), t + 1), (t, t + 1, 5, 6)) for _ in range(size)] for size in sizes]
+    return [[Prompt((t := next(made), t + 1), (t, t + 1, 5, 6), turn) for turn in range(size)] for size in sizes]
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +264,39 @@ def test_the_reference_reads_its_own_context(models, ref_context):
 
 
 # The loop
+
+
+class TurnByTurn(Task):
+    """The prompt of a turn begins with the first token of the reply before it."""
+
+    turn_by_turn = True
+
+    def prompts_after(self, prompts, said):
+        old = prompts[len(said)]
+        return replace(old, direct=(*(ids[0] for ids in said[-1:]), *old.direct)) if said else old
+
+
+def test_turn_by_turn_each_reply_is_drawn_from_what_its_row_shows(models):
+    """Whatever the blocks: the probabilities of a row are those of its tokens after its context."""
+    graphdef, params, frozen = models
+    prompts = [*dialogues()[0], *dialogues()[1]]
+    sampler = Sampler(TurnByTurn(), fresh_state(models), frozen, STEP, SHAPES, LOOP)
+    rollout, count = sampler(params, prompts, jax.random.key(3))
+    assert count == rollout.resp_mask.sum()
+    assert not rollout.resp_mask[len(prompts) :].any()
+
+    @jax.jit
+    def log_probabilities(params, tokens, mask):
+        model = merge(graphdef, params)
+        return jax.nn.log_softmax(model.logits(model.hidden(tokens, mask)))
+
+    logps = log_probabilities(params, rollout.tokens, rollout.mask)[:, 3:-1]
+    expected = token_logp(logps, rollout.tokens[:, 4:])
+    np.testing.assert_allclose(rollout.logp_old[rollout.resp_mask], expected[rollout.resp_mask], rtol=2e-4, atol=1e-6)
+    for row, prompt in enumerate(prompts):
+        context = rollout.tokens[row, :4][rollout.context_mask[row]].tolist()
+        before = [int(rollout.tokens[row - 1, 4])] if prompt.turn else []
+        assert context == before + list(prompt.direct)
 
 
 @pytest.fixture(scope="module")
