@@ -13,6 +13,10 @@ import pytest
 from morejax.experiments.multiwoz.__main__ import main, parse
 from morejax.experiments.multiwoz.config import FIRST_READ, PRESETS, STAGES, MultiwozConfig, preset, resolve
 from morejax.experiments.shared.methods import METHODS
+from morejax.tasks.multiwoz import tokenizer as vocabulary
+from morejax.tasks.multiwoz.dataset import load_corpus
+from morejax.tasks.multiwoz.embedded import embedded_root
+from morejax.tasks.multiwoz.examples import Serialiser
 
 
 def refused(arguments, capsys):
@@ -31,7 +35,7 @@ def refused(arguments, capsys):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("track", ["policy", "e2e"])
 def test_every_preset_takes_every_method_and_track(name, method, track):
-    config = resolve(replace(preset(name), method=method, track=track))
+    config = resolve(replace(preset(name, track), method=method, track=track))
     assert config.preset == name
     assert config.context.track == track
     assert config.run_dir == Path(f"runs/multiwoz/{name}-{track}-{method}-0")
@@ -47,6 +51,30 @@ def test_a_preset_gives_the_other_flags_their_defaults():
     config = parse(["--preset", "gpu", "--seed", "3"])
     assert config == replace(resolve(preset("gpu")), seed=3)
     assert parse(["--seed", "3", "--preset=gpu"]) == config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_end_to_end_a_prompt_has_room_for_two_states(name):
+    """The one before, and the one to be written."""
+    policy, config = preset(name), parse(["--preset", name, "--track", "e2e", "--context.max-reply", "32"])
+    assert config.context.max_context >= policy.context.max_context + config.context.max_state - 32
+    assert config.context.max_state > policy.context.max_state or name == "gpu"
+    assert config.model.max_length == config.context.max_context + policy.context.max_reply
+    assert config == parse(["--track=e2e", f"--preset={name}", "--context.max-reply=32"])
+    assert replace(config.context, max_reply=policy.context.max_reply) == preset(name, "e2e").context
+
+
+def test_end_to_end_the_demo_holds_every_dialogue_of_its_corpus():
+    corpus, config = load_corpus(embedded_root()), preset("demo", "e2e")
+    dialogues = corpus.dialogues("train+dev+test")
+    texts = (text for dialogue in dialogues[::20] for turn in dialogue.turns for text in (turn.user, turn.delex))
+    tokenizer = vocabulary.train_tokenizer(texts, config.vocab_size)
+    serialiser = Serialiser(tokenizer, config.context)
+    # Raises where a state does not fit.
+    longest = max(len(e.sequence) for e in serialiser.examples(dialogues, corpus.database, reasoned=True))
+    assert longest <= config.model.max_length
+    # The longest utterances of a few turns are cut, no more.
+    assert serialiser.stats.utterances_cut < 0.02 * serialiser.stats.examples
 
 
 def test_nested_flags():

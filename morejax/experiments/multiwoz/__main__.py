@@ -11,7 +11,7 @@ import tyro
 
 from morejax.experiments.multiwoz.config import PRESETS, MultiwozConfig, preset, resolve
 from morejax.experiments.shared.command import run_command
-from morejax.experiments.shared.presets import check_task_decides, preset_name
+from morejax.experiments.shared.presets import check_task_decides, flag_value, preset_name
 
 if TYPE_CHECKING:
     from morejax.experiments.multiwoz.parts import Parts
@@ -35,14 +35,14 @@ The same command with one of these
 
 
 def parse(arguments: list[str]) -> MultiwozConfig:
-    """Configuration from the command line; --preset is read first, it gives the other flags' defaults.
+    """Configuration from the command line; --preset and --track are read first, they give the other flags' defaults.
 
     Raises:
         SystemExit: bad flags (status 2), or --help.
         ValueError: flags that do not go together.
     """
-    name = preset_name(arguments, PRESETS)
-    defaults = preset(name)
+    name, track = preset_name(arguments, PRESETS), flag_value(arguments, "--track", "policy")
+    defaults = preset(name, track)
     config = tyro.cli(
         MultiwozConfig,
         args=arguments,

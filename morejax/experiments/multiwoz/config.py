@@ -103,11 +103,9 @@ class MultiwozConfig(ExperimentConfig):
 
 def resolve(config: MultiwozConfig) -> MultiwozConfig:
     """Put what --method, --track, --split and --model decide where it is read."""
-    context = replace(config.context, track=config.track)
+    context, defaults = replace(config.context, track=config.track), preset(config.preset, config.track)
     eval_splits = config.split or config.eval_splits
-    return replace(
-        apply_method(config, preset(config.preset)), context=context, eval_splits=eval_splits, model=_decoder(config)
-    )
+    return replace(apply_method(config, defaults), context=context, eval_splits=eval_splits, model=_decoder(config))
 
 
 # Fields of a decoder that say how it is computed and trained, not what it is.
@@ -127,7 +125,7 @@ def _decoder(config: MultiwozConfig) -> DecoderConfig:
 
     computed = {name: getattr(config.model, name) for name in _COMPUTED}
     found = hf.from_hf_config(hf.read_config(hf.local_folder(config.pretrained)), **computed)
-    own = preset(config.preset).model
+    own = preset(config.preset, config.track).model
     given = [
         f"--model.{name.replace('_', '-')}"
         for name, value in vars(config.model).items()
@@ -147,14 +145,25 @@ def _check_length(model: DecoderConfig, context: ContextConfig) -> None:
         )
 
 
-def preset(name: str) -> MultiwozConfig:
-    """Defaults for a machine and a corpus.
+# Tokens of a prompt and of a state, end to end: the state before and room for the one to be written come on top of what
+# a prompt of the policy track holds.
+_END_TO_END = {"demo": (248, 96), "cpu": (192, 80), "gpu": (320, 96)}
+
+
+def preset(name: str, track: str = "policy") -> MultiwozConfig:
+    """Defaults for a machine, a corpus and a track.
 
     demo: the embedded corpus, the whole pipeline within 5 minutes on 2 cores.
     cpu: MultiWOZ 2.2 within 2.5 hours on 2 cores.
     gpu: MultiWOZ 2.2 within 25 minutes on one H100-class GPU.
     """
-    return preset_of(name, {"demo": _demo, "cpu": _cpu, "gpu": _gpu})
+    made = preset_of(name, {"demo": _demo, "cpu": _cpu, "gpu": _gpu})
+    if track != "e2e":
+        return made
+    max_context, max_state = _END_TO_END[name]
+    context = replace(made.context, track="e2e", max_context=max_context, max_state=max_state)
+    model = replace(made.model, max_length=max_context + context.max_reply)
+    return replace(made, track="e2e", context=context, model=model)
 
 
 # For sampled replies; greedy ones end above. Higher ones are met by offering more than people do, and language pays

@@ -13,16 +13,22 @@ def preset_name(arguments: Sequence[str], known: Sequence[str], default: str = "
     Raises:
         SystemExit: there is none of that name (status 2).
     """
-    name = default
-    for index, argument in enumerate(arguments):
-        if argument == "--preset" and index + 1 < len(arguments):
-            name = arguments[index + 1]
-        elif argument.startswith("--preset="):
-            name = argument.partition("=")[2]
+    name = flag_value(arguments, "--preset", default)
     if name not in known:
         print(f"error: --preset must be one of {', '.join(known)}, not {name!r}", file=sys.stderr)
         raise SystemExit(2)
     return name
+
+
+def flag_value(arguments: Sequence[str], flag: str, default: str) -> str:
+    """What the arguments give for a flag that decides other flags' defaults; the last one counts."""
+    value = default
+    for index, argument in enumerate(arguments):
+        if argument == flag and index + 1 < len(arguments):
+            value = arguments[index + 1]
+        elif argument.startswith(f"{flag}="):
+            value = argument.partition("=")[2]
+    return value
 
 
 def check_task_decides(config: Any, defaults: Any) -> None:
