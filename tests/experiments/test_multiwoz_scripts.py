@@ -215,3 +215,41 @@ def test_dynamics_says_which_run_it_cannot_read(tmp_path, monkeypatch, capsys):
         assert dynamics.main([given, "--out", str(tmp_path / "figure.png")]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "figure.png").exists()
+
+
+def test_a_recorded_run_is_its_command_scores_and_end(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    record = importlib.import_module("record")
+    # The policy's scores on the split that choices are made on, which the tiny run has not asked for.
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.json", "metrics.jsonl"):
+        (run / name).write_bytes((finished[0] / name).read_bytes())
+    results = json.loads((finished[0] / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | {"select": "test"}))
+    target = tmp_path / "attempts.jsonl"
+    target.write_text('{"attempt": "kept", "inform": 1}\n{"attempt": "a", "inform": 2}\n')
+    assert record.main([f"a={run}", "--to", str(target)]) == 0
+    kept, line = map(json.loads, target.read_text().splitlines())
+    assert kept == {"attempt": "kept", "inform": 1}
+    expected = scores(finished[0], "ppo", "test")
+    assert {key: line[key] for key in SCORES} == {key: expected[key] for key in SCORES}
+    assert str(tmp_path) not in line["command"]
+    assert "--resume" not in line["command"]
+    *_, last = (
+        row for text in (run / "metrics.jsonl").read_text().splitlines() if "J/success" in (row := json.loads(text))
+    )
+    assert line["last_iteration"] == last["step"]
+    assert line["last"]["multiplier/success"] == pytest.approx(last["multiplier/success"], abs=1e-4)
+    assert record.main([f"a={tmp_path / 'gone'}", "--to", str(target)]) == 2
+    assert "gone" in capsys.readouterr().err
+    (run / "results.json").write_text(json.dumps(results | {"select": "train"}))
+    assert record.main([f"a={run}", "--to", str(target)]) == 2
+    assert "no scores of the policy on train" in capsys.readouterr().err
+
+
+def test_a_recorded_command_names_no_folder(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    record = importlib.import_module("record")
+    given = "python -m x --data-dir /a/b --out /c --seed 1 --resume --stages ppo evaluate --step.objectives a b"
+    assert record.plain_command(given) == "python -m x --data-dir DATA --seed 1 --step.objectives a b"
