@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -170,7 +170,7 @@ def preset(name: str, track: str = "policy") -> MultiwozConfig:
 # (experiments/multiwoz/RESULTS.md, B5 to B13).
 _THRESHOLDS = {"inform": 0.55, "success": 0.50}
 # Within tens of iterations: a multiplier that moves slowly goes on asking for what there is already.
-_MULTIPLIERS = {"multiplier_init": 0.2, "multiplier_kp": 5.0, "multiplier_ki": 0.3}
+_MULTIPLIERS: dict[str, Any] = {"multiplier_init": 0.2, "multiplier_kp": 5.0, "multiplier_ki": 0.3}
 _OBJECTIVES = ("corpus_bleu", "fluency", "faithfulness", "naturalness")
 
 
