@@ -94,6 +94,8 @@ class StreamContext:
         fluency_range: (lo, hi) of the mean token log-probability of corpus replies, in nats.
         placeholders: token id -> unified upper-case placeholder name, for dense rewards.
         graded: learn Inform and Success from a graded form (see there) and not from the 0/1 of the scorer.
+        turn_by_turn: were replies sampled after the model's own earlier ones? What a reply changes is then told from
+            what people would have gone on to say, not from the model's later replies, which knew of it.
         extra: whatever a stream of one's own needs.
     """
 
@@ -101,6 +103,7 @@ class StreamContext:
     fluency_range: tuple[float, float] | None = None
     placeholders: Mapping[int, str] = field(default_factory=dict)
     graded: bool = True
+    turn_by_turn: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

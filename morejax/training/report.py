@@ -253,8 +253,18 @@ def reward_heads(run_dir: Path) -> dict[str, Any]:
 
 
 def sample_dialogues(run_dir: Path) -> list[dict[str, Any]]:
+    """Dialogues that the run has left.
+
+    Raises:
+        ValueError: it has left them as an earlier version wrote them.
+    """
     path = run_dir / "samples.json"
-    return read_json(path) if path.is_file() else []
+    samples = read_json(path) if path.is_file() else []
+    if any("before" in turn for sample in samples for turn in sample["turns"]):
+        raise ValueError(
+            f"{path} was written by an earlier version: give the run's command again with --resume --stages evaluate"
+        )
+    return samples
 
 
 def timing_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from morejax.training.batching import left_pad
 from morejax.training.placement import ONE_DEVICE, Placement
 from morejax.training.reward_heads import judge, pack
 from morejax.training.task import Task, TurnPrompts
-from morejax.training.turn_by_turn import sample_turn_by_turn
+from morejax.training.turn_by_turn import BLOCK, sample_turn_by_turn
 
 if TYPE_CHECKING:
     from morejax.tasks.streams import StackedStreams
@@ -267,8 +267,6 @@ class Sampler:
         )
         # Read once: whether later turns count decides what a rollout holds, and so what is compiled.
         self._over_turns = bool((hosts.to_host(state.hyper.gamma_turn) > 0).any())
-        # Turn by turn: few enough rows that late turns, which few dialogues have, are not mostly filling.
-        self._block = placement.whole_rows(min(32, shapes.turns))
         self._sample = placement.sampler(compile_sampler(state.structure, settings))
         self._assess = compile_assess(state.structure, frozen, step, shapes)
 
@@ -278,7 +276,13 @@ class Sampler:
         sample = None
         if self.task.turn_by_turn:
             prompts, sample = sample_turn_by_turn(
-                partial(self._sample, params), self.task, prompts, shapes.context, shapes.turns, self._block, key
+                partial(self._sample, params),
+                self.task,
+                prompts,
+                shapes.context,
+                shapes.turns,
+                key,
+                width=self.placement.whole_rows(BLOCK),
             )
         direct = [prompt.direct for prompt in prompts]
         direct += [direct[0]] * (shapes.turns - len(prompts))

@@ -12,12 +12,23 @@ from morejax.rollout import Sample
 from morejax.training.batching import left_pad
 from morejax.training.task import Ids, Task, TurnPrompts
 
+BLOCK = 32
+"""Replies of a call: few enough that late turns, which few dialogues have, are not mostly filling."""
+
 Draw = Callable[[np.ndarray, np.ndarray, jax.Array], Sample]
 """Prompts i32[B, C], their mask and a key -> replies; parameters and sampler are bound."""
 
 
 def sample_turn_by_turn(
-    draw: Draw, task: Task, prompts: Sequence[TurnPrompts], context: int, rows: int, block: int, key: jax.Array
+    draw: Draw,
+    task: Task,
+    prompts: Sequence[TurnPrompts],
+    context: int,
+    rows: int,
+    key: jax.Array,
+    *,
+    block: int = BLOCK,
+    width: int = BLOCK,
 ) -> tuple[list[TurnPrompts], Sample]:
     """First turns of all dialogues, then second turns after what was said in the first, and so on.
 
@@ -30,8 +41,9 @@ def sample_turn_by_turn(
         prompts: of whole dialogues, those of a dialogue together, in order.
         context: C, static length of a prompt.
         rows: S, of the result, at least as many as prompts.
-        block: B, rows of a call.
         key: one for the rollout.
+        block: replies of a call.
+        width: B, rows of a call, at least `block`; the rest is filling, as a mesh may need it.
 
     Returns:
         The prompts that were answered, and S sampled rows (host arrays) in the order of the prompts; rows beyond them
@@ -45,7 +57,7 @@ def sample_turn_by_turn(
             first = row - prompts[row].turn
             dialogue = prompts[first : _end(prompts, first)]
             made[row] = task.prompts_after(dialogue, replies[first:row])
-        filled = [made[row].direct for row in here] + [made[here[0]].direct] * (block - len(here))
+        filled = [made[row].direct for row in here] + [made[here[0]].direct] * (width - len(here))
         drawn = hosts.to_host(draw(*left_pad(filled, context, task.pad_id), jax.random.fold_in(key, number)))
         for place, found in enumerate(drawn):
             if found is not None:

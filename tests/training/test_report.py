@@ -202,6 +202,13 @@ def test_rows_of_another_board_can_be_given(tmp_path, synthetic):
     assert "DiactTOD" not in words
 
 
+def test_dialogues_of_an_earlier_version_are_named_with_what_to_do(tmp_path, synthetic):
+    old = [{"id": "a", "goal": {}, "turns": [{"user": "hi", "reference": "hi", "before": "x", "after": "y"}]}]
+    run = synthetic.write_run(tmp_path / "run", samples=old)
+    with pytest.raises(ValueError, match=r"samples\.json was written by an earlier version: .* --stages evaluate"):
+        write_report(run)
+
+
 def test_missing_and_broken_files_are_named(tmp_path, synthetic):
     run = synthetic.write_run(tmp_path / "run", metrics=False)
     (run / "results.json").write_text(json.dumps({"method": "more"}))

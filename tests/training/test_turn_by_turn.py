@@ -61,7 +61,7 @@ def dialogues(*sizes):
 @pytest.mark.parametrize("block", [1, 2, 8])
 def test_every_reply_follows_those_before_it(block):
     prompts, model = dialogues(2, 4, 1), Model()
-    made, sample = sample_turn_by_turn(model, Task(), prompts, 5, 9, block, jax.random.key(0))
+    made, sample = sample_turn_by_turn(model, Task(), prompts, 5, 9, jax.random.key(0), block=block, width=block)
     assert [prompt.direct for prompt in made] == [
         *((10,), (10, 10)),
         *((20,), (20, 20), (20, 20, 21), (20, 20, 21, 22)),
@@ -88,5 +88,5 @@ def test_no_two_calls_share_a_key():
         keys.append(tuple(jax.random.key_data(key).tolist()))
         return Model()(prompts, mask, key)
 
-    sample_turn_by_turn(draw, Task(), dialogues(3, 2), 5, 5, 1, jax.random.key(0))
+    sample_turn_by_turn(draw, Task(), dialogues(3, 2), 5, 5, jax.random.key(0), block=1, width=1)
     assert len(set(keys)) == 5

@@ -170,7 +170,8 @@ class Parts(RunParts):
         hosts.on_main(lambda: self._train_tokenizer(folder))
         tokenizer = hosts.together(lambda: vocabulary.load_tokenizer(folder))
         serialiser = Serialiser(tokenizer, self.config.context)
-        context = StreamContext(self.corpus.database, None, vocabulary.placeholder_ids(tokenizer))
+        placeholders = vocabulary.placeholder_ids(tokenizer)
+        context = StreamContext(self.corpus.database, None, placeholders, turn_by_turn=self.config.context.given)
         return MultiwozTask(self.corpus, serialiser, self._reward_streams, context)
 
     def _train_tokenizer(self, folder: Path) -> None:

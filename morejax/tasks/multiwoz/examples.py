@@ -61,7 +61,8 @@ class ContextConfig:
         max_state: most tokens of a generated state, the closing `<db>` included.
         given: begin with what the system has given in earlier turns, however long ago: domain by domain, whether it
             made an offer and which of the slots that can be requested it gave. The corpus's replies count while a
-            model is taught, its own in rollouts and predictions, which then go turn by turn.
+            model is taught, its own in rollouts and predictions, which then go turn by turn. On the policy track the
+            utterances stay the corpus's, whatever the model has said.
     """
 
     track: Literal["policy", "e2e"] = "policy"
@@ -285,7 +286,7 @@ class Serialiser:
             state: state after it; None on the end-to-end track while the state is still to be generated.
             db: database counts, as `db_ids` gives them; ignored when `state` is None.
             previous_state: state before the utterance (end-to-end track only).
-            given: what earlier replies gave, from `given_ids`.
+            given: what earlier replies gave, from `given_ids`; left out where the utterance has no room beside it.
             with_acts: ids of the acts the scaffold sees; None leaves the whole segment out.
             where: dialogue and turn, for the error message.
 
@@ -296,16 +297,19 @@ class Serialiser:
         Raises:
             PromptTooLong: everything but the utterances is longer than `max_context`.
         """
-        head = given + self._previous_ids(previous_state)
+        head = self._previous_ids(previous_state)
         tail = self._tail_ids(state, db, with_acts)
         reserve = max(len(tail), self._reserve(with_acts) if self.config.track == "e2e" else 0)
         budget = self.config.max_context - len(head) - reserve
         if budget < 2:
             raise PromptTooLong(
-                f"{where}: state, database result and acts take {len(head) + reserve} tokens, which leaves "
+                f"{where}: states, database result and acts take {len(head) + reserve} tokens, which leaves "
                 f"no room for the user utterance in --context.max-context {self.config.max_context}"
             )
-        return head + self._dialogue_ids(earlier, user, budget) + tail
+        # What was given grows with what a policy says: it gives way before the utterance that is to be answered does.
+        if budget < len(given) + 1 + len(self.text_ids(user)):
+            given = ()
+        return given + head + self._dialogue_ids(earlier, user, budget - len(given)) + tail
 
     def _previous_ids(self, state: Mapping[str, Mapping[str, str]] | None) -> Ids:
         if self.config.track == "policy":

@@ -49,20 +49,25 @@ class Judged:
     Attributes:
         sampled: score of the sampled replies.
         reference: score of the corpus replies in the same states.
-        without: per turn, score of the sampled replies with this turn's reply replaced by the corpus reply.
+        with_reply, without: per turn, the scores between which its reply decides.
     """
 
     sampled: DialogueScore
     reference: DialogueScore
+    with_reply: tuple[DialogueScore, ...]
     without: tuple[DialogueScore, ...]
 
 
-def judge_dialogue(turns: Sequence[SampledTurn], database: Database) -> Judged:
-    """Scores a sampled dialogue, its corpus replies, and every leave-one-out mixture of the two.
+def judge_dialogue(turns: Sequence[SampledTurn], database: Database, *, turn_by_turn: bool = False) -> Judged:
+    """Scores a sampled dialogue, its corpus replies, and what each sampled reply changes.
+
+    With y the sampled replies and r the corpus replies, reply t decides between S(y) and S(y with y_t replaced by r_t).
+    Sampled turn by turn, the later replies knew of y_t, so it is S(y_0 .. y_t, r_t+1 ..) and S(y_0 .. y_t-1, r_t ..).
 
     Args:
         turns: all turns of one dialogue in order.
         database: answers the queries of states and goal.
+        turn_by_turn: were replies sampled after the model's own earlier ones?
     """
     states = [scorer_state(turn) for turn in turns]
     domains, booked = estimate_domains(states), [turn.turn.booked for turn in turns]
@@ -72,13 +77,18 @@ def judge_dialogue(turns: Sequence[SampledTurn], database: Database) -> Judged:
     def score(mentioned: Sequence[frozenset[str]]) -> DialogueScore:
         return judge(mentioned, states, domains, turns[0].dialogue.goal, booked, database)
 
-    sampled = score(said)
+    sampled, of_people = score(said), score(reference)
+    if turn_by_turn:
+        begun = [of_people]
+        for t in range(len(turns)):
+            # A reply that mentions what the corpus reply mentions changes nothing.
+            begun.append(begun[-1] if said[t] == reference[t] else score([*said[: t + 1], *reference[t + 1 :]]))
+        return Judged(sampled, of_people, tuple(begun[1:]), tuple(begun[:-1]))
     without = tuple(
-        # A reply that mentions what the corpus reply mentions changes nothing.
         sampled if said[t] == reference[t] else score([*said[:t], reference[t], *said[t + 1 :]])
         for t in range(len(turns))
     )
-    return Judged(sampled, score(reference), without)
+    return Judged(sampled, of_people, (sampled,) * len(turns), without)
 
 
 def scorer_state(turn: SampledTurn) -> State:
@@ -120,6 +130,14 @@ def inform(batch: SampledBatch, context: StreamContext) -> StreamValues:
     is neither paid nor blamed for what other turns did. Difference rewards: Wolpert and Tumer, "Optimal payoff
     functions for members of collectives", 2002; as a counterfactual baseline in policy gradients: Foerster et al.,
     COMA, arXiv 1705.08926.
+
+    Sampled turn by turn (`context.turn_by_turn`) the later replies depend on y_t, and the second term would: who gives
+    early would be paid for what the later turns, knowing of it, leave out. The reward is then::
+
+        reward_t = S(y_0 .. y_t, r_t+1 ..) - S(y_0 .. y_t-1, r_t ..)
+
+    people going on where the model is left. The rewards of a dialogue add up to S(y) - S(r), so with `gamma_turn` 1 the
+    gradient is again that of S; at 0, the default, what a reply does for later replies of the model is left out.
 
     A turn applies if the sampled or the corpus reply makes an offer (NAME or TRAINID in an active goal domain). The
     score is the scorer's 0/1 at weight 1 / (applicable turns of the dialogue), so J is the Inform rate exactly; a
@@ -167,8 +185,8 @@ def _dialogue_stream(
         deciding = [decides(said, goal) or decides(reference, goal) for said, reference in pairs]
         if not any(deciding):
             deciding = [True] * len(turns)
-        reached = value(judged.sampled, turns, context.graded)
-        rewards += [reached - value(without, turns, context.graded) for without in judged.without]
+        for reached, missed in zip(judged.with_reply, judged.without, strict=True):
+            rewards.append(value(reached, turns, context.graded) - value(missed, turns, context.graded))
         applies += deciding
         scores += [value(judged.sampled, turns, False)] * len(turns)
         weights += [1.0 / sum(deciding)] * len(turns)
@@ -179,7 +197,9 @@ def judge_batch(batch: SampledBatch, context: StreamContext) -> list[Judged]:
     """`judge_dialogue` of every dialogue, once per batch."""
     if "judged" not in batch.shared:
         database = _need(context.database, "StreamContext.database")
-        batch.shared["judged"] = [judge_dialogue(turns, database) for turns in batch.dialogues]
+        batch.shared["judged"] = [
+            judge_dialogue(turns, database, turn_by_turn=context.turn_by_turn) for turns in batch.dialogues
+        ]
     return batch.shared["judged"]
 
 

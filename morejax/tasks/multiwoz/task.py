@@ -111,11 +111,14 @@ class MultiwozTask:
         return self._turn_prompts(prompts[0].dialogue, [prompt.state for prompt in prompts], replies)
 
     def _turn_prompts(self, dialogue: Dialogue, states: Sequence[State], replies: Sequence[str]) -> TurnPrompts:
-        """Of the turn after these replies, which count as given; the utterances are the corpus's own."""
+        """Of the turn after these replies, which count as given. On the end-to-end track they are the history, too; on
+        the policy track that is the corpus's own."""
         index = len(replies)
         turn, state, before = dialogue.turns[index], states[index], dialogue.turns[:index]
         shared: dict[str, Any] = dict(
-            earlier=[(t.user, t.delex) for t in before],
+            earlier=[
+                (t.user, t.delex if self.track == "policy" else reply) for t, reply in zip(before, replies, strict=True)
+            ],
             user=turn.user,
             state=state,
             db=self.serialiser.db_ids(state, self.corpus.database),

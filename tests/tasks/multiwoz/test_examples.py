@@ -230,5 +230,13 @@ def test_what_was_given_stands_first_by_domain_in_a_fixed_order(tokenizer):
     # Before a domain is active there is nobody to give to; a domain that was given nothing is left out.
     assert s.given_ids(["[name]", "hello ."], [{}, hotel]) == ()
     assert Serialiser(tokenizer, ContextConfig()).given_ids(replies, [hotel, hotel, both, both]) == ()
-    prompt = s.prompt([("hi", "[name]")], "thanks", hotel, (), given=s.given_ids(["[name]"], [hotel]))
+    given = s.given_ids(["[name]"], [hotel])
+    prompt = s.prompt([("hi", "[name]")], "thanks", hotel, (), given=given)
     assert words(tokenizer, prompt).startswith("<hotel><name><user>")
+    # It gives way before the utterance that is to be answered does, and never ends a run.
+    least = len(s.prompt([], "thanks", hotel, ()))
+    for room, expected in ((len(given) + least, "<hotel><name><user>"), (len(given) + least - 1, "<user>")):
+        small = Serialiser(tokenizer, ContextConfig(max_context=room, given=True))
+        found = words(tokenizer, small.prompt([], "thanks", hotel, (), given=given))
+        assert found.startswith(expected)
+        assert found.partition("<user>")[2] == words(tokenizer, prompt).rpartition("<user>")[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,6 +108,46 @@ def test_empty_replies_are_blamed_for_what_each_of_them_leaves_out():
     # No single corpus reply would make the dialogue a success.
     np.testing.assert_allclose(values("success", [""] * 4, context=hard).reward, [0.0] * 4)
     np.testing.assert_allclose(values("success", replaced(t1=""), context=hard).reward, [0, -1, 0, 0])
+
+
+TURN_BY_TURN = StreamContext(database=DATABASE, turn_by_turn=True)
+
+
+@pytest.mark.parametrize(
+    ("replies", "success"),
+    [
+        (REFERENCES, [0, 0, 0, 0]),
+        # Left out where it was asked for: the phone number is blamed there and nowhere else.
+        (replaced(t1=""), [0, -0.25, 0, 0]),
+        # Given before anybody asked, and not again: people would have given it too, so it is worth nothing.
+        (replaced(t0="[name], call [phone].", t1="anything else?"), [0, 0, 0, 0]),
+        ([""] * 4, [-0.25] * 4),
+    ],
+)
+def test_turn_by_turn_people_go_on_where_the_model_is_left(replies, success):
+    v = values("success", replies, context=TURN_BY_TURN)
+    np.testing.assert_allclose(v.reward, success)
+    # Together the rewards are what the whole dialogue is above people's.
+    whole = rewards.graded_success(
+        rewards.judge_dialogue(sampled(dialogue(), replies), DATABASE).sampled,
+        GOAL,
+        [turn.booked for turn in dialogue().turns],
+    )
+    assert v.reward.sum() == pytest.approx(whole - 1)
+
+
+def test_turn_by_turn_what_is_made_up_for_later_is_paid_where_it_is():
+    """In the domain's own turn: a phone number that was left out when asked for, one turn later."""
+    states = (NORTH, NORTH, NORTH, BOOKED)
+    d = dialogue(("[name] is nice.", "the phone is [phone].", "anything else?", "[name]: [reference]."))
+    turns = tuple(replace(turn, state=state) for turn, state in zip(d.turns, states, strict=True))
+    d = replace(d, turns=turns)
+    late = ("[name] is nice.", "sure.", "by the way, [phone].", "[name]: [reference].")
+    np.testing.assert_allclose(values("success", late, d, TURN_BY_TURN).reward, [0, -0.25, 0.25, 0])
+    early = ("[name], [phone].", "sure.", "anything else?", "[name]: [reference].")
+    np.testing.assert_allclose(values("success", early, d, TURN_BY_TURN).reward, [0, 0, 0, 0])
+    # Were the later replies sampled without knowing of the earlier, the early one would have saved the dialogue.
+    np.testing.assert_allclose(values("success", early, d).reward, [0.25, 0, 0, 0])
 
 
 def test_a_reply_better_than_the_corpus_reply_is_paid():

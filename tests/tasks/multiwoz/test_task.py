@@ -161,6 +161,19 @@ def test_prompts_after_own_replies_remember_those_and_not_the_corpus_ones(rememb
     assert (own.turn, own.state, own.reference) == (2, plain[2].state, plain[2].reference)
 
 
+def test_end_to_end_own_replies_are_the_history(parts):
+    task = make(parts, "e2e", given=True)
+    dialogue = next(d for d in task.corpus.dialogues("dev") if len(d.turns) > 2)
+    prompts = task.prompts(dialogue)
+    first = task.prompts_after(prompts, [task.serialiser.reply_ids("zebra crossing")])
+    assert "zebra crossing" in vocabulary.decode(task.tokenizer, first.direct)
+    assert dialogue.turns[0].delex not in vocabulary.decode(task.tokenizer, first.direct)
+    assert dialogue.turns[0].delex in vocabulary.decode(task.tokenizer, prompts[1].direct)
+    policy = make(parts, "policy", given=True)
+    shown = policy.prompts_after(policy.prompts(dialogue), [task.serialiser.reply_ids("zebra crossing")]).direct
+    assert "zebra crossing" not in vocabulary.decode(task.tokenizer, shown)
+
+
 def test_predictions_remember_what_was_predicted(remembering, task):
     """Turn after turn, all dialogues together; every model answers its own phone number from its second turn on."""
     asked = []
