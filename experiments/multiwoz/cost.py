@@ -68,6 +68,8 @@ def run(config: MultiwozConfig, turns: int) -> list[dict[str, Any]]:
     """
     if config.track != "policy":
         raise ValueError(f"--track {config.track}: only the policy track can be read here")
+    if config.context.given:
+        raise ValueError("--context.given: a prompt would need the replies before it, and all are asked at once here")
     with StopRequest() as stop:
         parts = Parts(config, stop, read_only=True)
         found = systems(parts)

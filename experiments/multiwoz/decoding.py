@@ -92,6 +92,8 @@ def run(config: MultiwozConfig, options: argparse.Namespace) -> list[dict[str, A
     """
     if config.track != "policy":
         raise ValueError(f"--track {config.track}: replies are chosen for gold states, so only policy can be read here")
+    if config.context.given:
+        raise ValueError("--context.given: a prompt would need the replies before it, and all are asked at once here")
     with StopRequest() as stop:
         parts = Parts(config, stop, read_only=True)
         name, system = list(systems(parts).items())[-1]

@@ -115,7 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the figure: PNG, SVG or PDF by its ending")
     options = parser.parse_args(arguments)
     try:
-        runs = dict(map(read_run, options.runs))
+        read = [read_run(given) for given in options.runs]
+        runs = dict(read)
+        if len(runs) < len(read):
+            raise ValueError(f"{' '.join(options.runs)}: two runs have one name")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,8 +15,8 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from morejax.experiments.multiwoz.samples import read_predictions
 from morejax.tasks.multiwoz.dataset import load_corpus
 from morejax.tasks.multiwoz.faults import FAULTS, HABITS, faults, habits
 from morejax.tasks.multiwoz.records import Corpus, Dialogue
@@ -99,18 +99,13 @@ def read_replies(system: str, dialogues: Sequence[Dialogue]) -> dict[str, list[s
       dialogues: which are to be read.
 
     Raises:
-        ValueError: not NAME=FILE, or the file lacks a turn.
+        ValueError: not NAME=FILE, the file is not there, or it lacks a turn.
     """
     path = system.partition("=")[2]
     if not path:
         raise ValueError(f"{system!r}: expected NAME=FILE")
-    document: dict[str, list[dict[str, Any]]] = json.loads(Path(path).read_text())
-    for dialogue in dialogues:
-        if len(document.get(dialogue.id, ())) != len(dialogue.turns):
-            raise ValueError(
-                f"{path}: {len(document.get(dialogue.id, ()))} replies to {dialogue.id}, expected {len(dialogue.turns)}"
-            )
-    return {dialogue.id: [turn["response"] for turn in document[dialogue.id]] for dialogue in dialogues}
+    found = read_predictions(Path(path), dialogues)
+    return {dialogue.id: [turn["response"] for turn in found[dialogue.id]] for dialogue in dialogues}
 
 
 if __name__ == "__main__":

@@ -25,11 +25,16 @@ _SCORES = ("inform", "success", "bleu", "combined", "richness")
 _GROUPS, _SINGLE = ("J/", "multiplier/", "share/"), ("kl", "entropy")
 
 
+# Where, or in how many parts, and what stands for the rest.
+_LEFT_OUT = ("--out", "--resume", "--stages", "--compare")
+_FOLDERS = {"--data-dir": "DATA", "--model": "MODEL"}
+
+
 def record(name: str, run: Path) -> dict[str, Any]:
     """The line of a run.
 
     Raises:
-        ValueError: it has no scores of a policy on the split that choices are made on.
+        ValueError: it has no scores of a policy on the split that choices are made on, or another command opened it.
         FileNotFoundError: a file of it is not there.
     """
     results, config = (json.loads((run / file).read_text()) for file in ("results.json", "config.json"))
@@ -54,19 +59,24 @@ def record(name: str, run: Path) -> dict[str, Any]:
 
 
 def plain_command(command: str) -> str:
-    """A command that says what was run, not where or in how many parts."""
+    """A command that says what was run, not where or in how many parts.
+
+    Raises:
+        ValueError: it is not one of the experiment.
+    """
     kept: list[str] = []
-    words = shlex.split(command)
+    # A flag and what it is given, one by one.
+    words = [part for word in shlex.split(command) for part in (word.split("=", 1) if word[:2] == "--" else [word])]
+    if words[1:3] != ["-m", "morejax.experiments.multiwoz"]:
+        raise ValueError(f"{command!r} is not the experiment's own: the run was last opened by another command")
     while words:
-        word = words.pop(0)
-        if word in ("--data-dir", "--out"):
-            words.pop(0)
-            kept += [word, "DATA"] if word == "--data-dir" else []
-        elif word == "--stages":
-            while words and not words[0].startswith("--"):
-                words.pop(0)
-        elif word != "--resume":
-            kept.append(word)
+        flag = words.pop(0)
+        values = []
+        while flag.startswith("--") and words and not words[0].startswith("--"):
+            values.append(words.pop(0))
+        if flag in _FOLDERS:
+            values = [_FOLDERS[flag]]
+        kept += [] if flag in _LEFT_OUT else [flag, *values]
     return shlex.join(kept)
 
 
@@ -86,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not name or not run:
                 raise ValueError(f"{given!r}: expected NAME=RUN")
             lines[name] = json.dumps(record(name, Path(run)))
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     options.to.write_text("".join(f"{line}\n" for line in lines.values()))

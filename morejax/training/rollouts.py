@@ -187,7 +187,8 @@ def build_rollout(
 ) -> tuple[Rollout, int]:
     """Score the sampled replies on the hosts and put everything into one `Rollout`; rows beyond the prompts are empty.
 
-    The sample's tokens and mask are host arrays, whole; everything else of it, and what is assessed, lies on devices.
+    The sample's tokens and mask are host arrays, whole; everything else of it (but for samples made turn by turn), and
+    what is assessed, lies on devices.
 
     Returns:
         The rollout and the number of reply tokens in it.

@@ -259,3 +259,9 @@ def test_a_mesh_or_a_process_that_cannot_be_is_refused(flags, message, capsys, t
     said = refused([*flags.split(), "--out", str(tmp_path / "run")], capsys)
     assert message in " ".join(said.replace("│", " ").split())
     assert not (tmp_path / "run").exists()
+
+
+def test_groups_need_one_prompt_for_their_samples(capsys):
+    said = refused(["--context.given", "--method", "gdpo"], capsys)
+    assert "--context.given gives every sample of a turn a prompt of its own" in said
+    assert "--step.baseline group_mean" in said

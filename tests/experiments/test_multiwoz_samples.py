@@ -79,8 +79,13 @@ def test_predictions_must_answer_the_dialogues(tmp_path):
         read_predictions(path, [DIALOGUE])
 
 
-def test_a_run_that_is_not_there_stops_the_command_before_it_writes(tmp_path):
-    config = MultiwozConfig(out=tmp_path / "run", compare=(f"mixed={tmp_path / 'gone'}",))
-    with pytest.raises(ValueError, match="gone/predictions is not there"):
+def test_a_run_that_has_not_answered_stops_the_command_before_it_writes(tmp_path):
+    other = tmp_path / "other" / "predictions"
+    config = MultiwozConfig(out=tmp_path / "run", compare=(f"mixed={other.parent}",), eval_splits=("dev",))
+    with pytest.raises(ValueError, match="other/predictions is not there"):
+        Parts(config, StopRequest())
+    other.mkdir(parents=True)
+    (other / "test.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"dev\.json is not there; evaluate that run with --split dev"):
         Parts(config, StopRequest())
     assert not (tmp_path / "run").exists()

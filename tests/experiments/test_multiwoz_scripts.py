@@ -162,7 +162,7 @@ def test_errors_names_a_file_that_lacks_a_dialogue(tiny, tmp_path):
         [*command, "--split", "test"], env=tiny.environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 2
-    assert "none.json: 0 replies to" in done.stderr
+    assert "none.json has 0 replies to" in done.stderr
 
 
 def test_a_grid_makes_its_runs_once_and_tables_them(tiny, prepared, tmp_path):
@@ -251,5 +251,9 @@ def test_a_recorded_run_is_its_command_scores_and_end(finished, tmp_path, monkey
 def test_a_recorded_command_names_no_folder(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     record = importlib.import_module("record")
-    given = "python -m x --data-dir /a/b --out /c --seed 1 --resume --stages ppo evaluate --step.objectives a b"
-    assert record.plain_command(given) == "python -m x --data-dir DATA --seed 1 --step.objectives a b"
+    given = "python -m morejax.experiments.multiwoz --data-dir=/a/b --out /c --seed=1 --resume --stages ppo evaluate "
+    given += "--step.objectives a b --compare mixed=/d --model /e --numbers.kl-coef 0.1"
+    wanted = "--data-dir DATA --seed 1 --step.objectives a b --model MODEL --numbers.kl-coef 0.1"
+    assert record.plain_command(given) == f"python -m morejax.experiments.multiwoz {wanted}"
+    with pytest.raises(ValueError, match="not the experiment's own"):
+        record.plain_command("python experiments/multiwoz/decoding.py -- --out x")

@@ -85,6 +85,11 @@ class MultiwozConfig(ExperimentConfig):
                 "to score: give one of them"
             )
         super().__post_init__()
+        if self.context.given and self.step.baseline != "critic":
+            raise ValueError(
+                f"--context.given gives every sample of a turn a prompt of its own, and --step.baseline "
+                f"{self.step.baseline} compares samples of one prompt: leave one of them out"
+            )
         if self.heartbeat < 1:
             raise ValueError(f"--heartbeat must be at least 1 second, not {self.heartbeat}")
         if self.pretrained is None:

@@ -16,7 +16,7 @@ from morejax import config as configs
 from morejax import hosts
 from morejax.experiments.multiwoz.config import FIRST_READ, MultiwozConfig
 from morejax.experiments.multiwoz.decoding import Decoding
-from morejax.experiments.multiwoz.samples import compared
+from morejax.experiments.multiwoz.samples import compared, read_predictions, shown_split
 from morejax.experiments.shared.parts import RunParts
 from morejax.models import hf
 from morejax.models.split import Params
@@ -49,7 +49,7 @@ class Parts(RunParts):
     """
 
     def __init__(self, config: MultiwozConfig, stop: StopRequest, *, read_only: bool = False):
-        self.config, self.stop = config, stop
+        self.config, self.stop, self._read_only = config, stop, read_only
         self.placement = Placement(_mesh(config))
         self._check_rows()
         hosts.together(self._read_corpus)
@@ -107,17 +107,20 @@ class Parts(RunParts):
         """Find out now, not after hours, what a later stage would not accept.
 
         Raises:
-            ValueError: an unknown split or stream, a number for a stream that the step does not have, or no run where
-                --compare says.
+            ValueError: an unknown split or stream, a number for a stream that the step does not have, or a run to
+                --compare with that has not answered what is to be shown.
         """
         for splits in (self.ppo_split, *self.config.eval_splits):
             self.corpus.dialogues(splits)
-        compared(self.config.compare)
         step, numbers = self.config.step, self.config.numbers
         for name in self._reward_streams:
             get_stream(name)
         thresholds = dict.fromkeys(step.constraints, 0.0) | dict(numbers.thresholds)
         configs.hyper(step, replace(numbers, thresholds=thresholds))
+        if "evaluate" in self.config.stages and not self._read_only:
+            part = shown_split(self.select, self.eval_splits)
+            for folder in compared(self.config.compare).values():
+                read_predictions(folder / f"{part}.json", self.corpus.dialogues(part)[: self.config.samples])
 
     @property
     def _reward_streams(self) -> tuple[str, ...]:

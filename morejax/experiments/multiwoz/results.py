@@ -9,7 +9,7 @@ from typing import Any
 
 from morejax.experiments.multiwoz.decoding import Predictions
 from morejax.experiments.multiwoz.parts import Parts
-from morejax.experiments.multiwoz.samples import compared, read_predictions, sample_dialogues
+from morejax.experiments.multiwoz.samples import compared, read_predictions, sample_dialogues, shown_split
 from morejax.training.run import write_json
 
 Row = Mapping[str, Any]
@@ -102,7 +102,7 @@ def collect_results(parts: Parts, scores: Sequence[Row], final: str) -> dict[str
 
 def _write_samples(parts: Parts, folder: Path, scored: Sequence[str], final: str) -> None:
     """Dialogues side by side as samples.json, from the selection split where that has been scored."""
-    part = parts.select if parts.select in scored else scored[0]
+    part = shown_split(parts.select, scored)
     config, shown = parts.config, parts.corpus.dialogues(part)[: parts.config.samples]
     systems = {"supervised": _prediction_file(folder, "supervised", part, final)}
     systems |= {name: other / f"{part}.json" for name, other in compared(config.compare).items()}

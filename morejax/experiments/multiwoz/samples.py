@@ -39,6 +39,11 @@ def compared(compare: Sequence[str]) -> dict[str, Path]:
     return found
 
 
+def shown_split(select: str, scored: Sequence[str]) -> str:
+    """The split whose dialogues are shown: the selection split where that is scored, else the first."""
+    return select if select in scored else scored[0]
+
+
 def read_predictions(path: Path, dialogues: Sequence[Dialogue]) -> Predictions:
     """Predictions of a system.
 

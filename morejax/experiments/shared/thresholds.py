@@ -34,7 +34,8 @@ def reference_scores(
 ) -> Scores:
     """J of every stream on the selection split for corpus replies and for the scaffold's greedy ones.
 
-    Measured once and kept in the run as reference_scores.json, unless the streams have changed since.
+    Measured once and kept in the run as reference_scores.json, unless the streams have changed since. All turns are
+    answered at once, after the corpus's earlier replies, also where rollouts go turn by turn.
     """
     path = parts.dir / "reference_scores.json"
     scores = hosts.on_main(lambda: json.loads(path.read_text()) if path.is_file() else None)
