@@ -16,8 +16,9 @@ from flax import nnx
 
 from morejax.config import StepConfig, StepNumbers
 from morejax.models import ActorCritic, CriticConfig, DecoderConfig, RewardHead, split
-from morejax.models.split import merge
+from morejax.models.split import merge, whole
 from morejax.rollout import Sample, token_logp
+from morejax.sharding import make_mesh
 from morejax.state import init_state
 from morejax.tasks.streams import NonFiniteStream, StackedStreams
 from morejax.training import ppo
@@ -25,6 +26,7 @@ from morejax.training.checkpoint import Checkpoints, load_params
 from morejax.training.interrupt import Interrupted
 from morejax.training.language_model import NonFinite
 from morejax.training.late_log import LateLog, check_finite
+from morejax.training.placement import ONE_DEVICE, Placement
 from morejax.training.ppo_config import PPOConfig
 from morejax.training.ppo_loop import Watch
 from morejax.training.rollouts import Frozen, Sampler, Shapes, build_rollout, plan, positions, static_shapes
@@ -297,6 +299,25 @@ def test_turn_by_turn_each_reply_is_drawn_from_what_its_row_shows(models):
         context = rollout.tokens[row, :4][rollout.context_mask[row]].tolist()
         before = [int(rollout.tokens[row - 1, 4])] if prompt.turn else []
         assert context == before + list(prompt.direct)
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+def test_turn_by_turn_a_mesh_draws_what_one_device_draws(models, shards):
+    """Also where blocks have to be filled up to be cut."""
+    *_, frozen = models
+    prompts, shapes = [*dialogues()[0], *dialogues()[1]], replace(SHAPES, turns=12)
+    drawn = []
+    for placement in (ONE_DEVICE, Placement(make_mesh(data=shards, devices=jax.devices()[:shards]))):
+        state = placement.state(fresh_state(models))
+        sampler = Sampler(TurnByTurn(), state, frozen, STEP, shapes, LOOP, placement)
+        rollout, _ = sampler(whole(state.graphdef, state.params), prompts, jax.random.key(3))
+        drawn.append(jax.tree.map(np.asarray, rollout))
+    np.testing.assert_array_equal(drawn[0].tokens, drawn[1].tokens)
+    np.testing.assert_array_equal(drawn[0].objectives, drawn[1].objectives)
+    mask = drawn[0].resp_mask
+    for name in ("logp_old", "values_old", "logp_ref"):
+        left, right = (getattr(one, name)[mask] for one in drawn)
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
