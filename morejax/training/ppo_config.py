@@ -34,6 +34,10 @@ class PPOConfig:
     """Iterations between two checkpoints."""
     keep: Literal["best", "last"] = "best"
     """Final policy: best Combined of these evaluations, or the last."""
+    average: float = 0.0
+    """Decay of an exponential average of the trained parameters over iterations: evaluations and the final policy are
+    the average of about the last 1 / (1 - decay) iterations, replies go on being sampled from the policy itself. 0
+    averages nothing."""
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -42,3 +46,5 @@ class PPOConfig:
             raise ValueError(f"--ppo.temperature must be above 0, not {self.temperature}")
         if self.ref_context not in ("reasoned", "direct"):
             raise ValueError(f"--ppo.ref-context must be reasoned or direct, not {self.ref_context!r}")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"--ppo.average must be at least 0 and below 1, not {self.average}")

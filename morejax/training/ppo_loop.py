@@ -12,6 +12,7 @@ import jax
 
 from morejax.models.split import Params, whole
 from morejax.state import TrainState
+from morejax.training import average
 from morejax.training.checkpoint import Checkpoints, save_params
 from morejax.training.interrupt import StopRequest
 from morejax.training.late_log import LateLog
@@ -65,8 +66,10 @@ def run(
     checkpoints = Checkpoints(watch.run_dir / "checkpoints" / "ppo", keep=2)
     start, restored = 0, None
     progress: dict[str, Any] = {"best": None, "first": None, "last": None}
+    mean = average.begin(state.params) if ppo.average else None
     if checkpoints.latest() is not None:
-        kept, meta = checkpoints.restore(state.replace(frozen=None))
+        kept, meta = checkpoints.restore(_kept(state, mean))
+        kept, mean = (kept, None) if mean is None else (kept["state"], kept["average"])
         state = kept.replace(frozen=state.frozen)
         start = restored = meta["iteration"]
         progress = meta["progress"]
@@ -79,11 +82,13 @@ def run(
     ):
         log = LateLog(writer, bar, progress)
         if start == 0 and ppo.eval_every:
-            progress["best"] = chooser(state, 0, writer, None)
+            progress["best"] = chooser(state.graphdef, state.params, 0, writer, None)
         for iteration in range(start + 1, ppo.iterations + 1):
             log.begin(iteration)
             state, metrics, tokens = advance(state, iteration)
             log.add(metrics, tokens)
+            mean = None if mean is None else average.follow(mean, state.params, ppo.average)
+            final = state.params if mean is None else mean
             last = iteration == ppo.iterations
             due = bool(ppo.eval_every) and (iteration % ppo.eval_every == 0 or last)
             save = iteration % ppo.checkpoint_every == 0 or last
@@ -91,17 +96,23 @@ def run(
             if due or save:
                 log.flush()
             if due:
-                progress["best"] = chooser(state, iteration, writer, progress["best"])
+                progress["best"] = chooser(state.graphdef, final, iteration, writer, progress["best"])
             # Read once, after the evaluation: whoever leaves has saved.
             stopping = bool(watch.stop)
             if save or stopping:
                 log.flush()
-                checkpoints.save(iteration, state.replace(frozen=None), {"iteration": iteration, "progress": progress})
+                checkpoints.save(iteration, _kept(state, mean), {"iteration": iteration, "progress": progress})
             if stopping:
                 watch.stop.raise_if_set()
         if ppo.keep == "last" or not ppo.eval_every:
-            save_params(chooser.final, state.params, {"iteration": ppo.iterations})
+            save_params(chooser.final, state.params if mean is None else mean, {"iteration": ppo.iterations})
     return progress
+
+
+def _kept(state: TrainState, mean: Params | None) -> Any:
+    """What a checkpoint holds."""
+    trained = state.replace(frozen=None)
+    return trained if mean is None else {"state": trained, "average": mean}
 
 
 class _Chooser:
@@ -117,14 +128,14 @@ class _Chooser:
         self.final, self._ppo, self._evaluate = final, ppo, evaluate
 
     def __call__(
-        self, state: TrainState, iteration: int, writer: Writer, best: dict[str, float] | None
+        self, graphdef: Any, params: Params, iteration: int, writer: Writer, best: dict[str, float] | None
     ) -> dict[str, float]:
         """The best scores up to this iteration, with their `iteration`."""
-        scores = self._evaluate(whole(state.graphdef, state.params))
+        scores = self._evaluate(whole(graphdef, params))
         writer.scalars(iteration, {f"eval/{name}": value for name, value in scores.items()})
         if best is not None and scores["combined"] <= best["combined"]:
             return best
         best = scores | {"iteration": iteration}
         if self._ppo.keep == "best":
-            save_params(self.final, state.params, best)
+            save_params(self.final, params, best)
         return best

@@ -405,6 +405,45 @@ def test_stopped_anywhere_it_ends_up_in_the_same_place(models, undisturbed, tmp_
     assert_same(final(models, tmp_path)[0], final(models, undisturbed[0])[0])
 
 
+def test_the_average_follows_the_policy_and_leaves_it_alone(models, tmp_path):
+    """Average 0.5 of the same trajectory: m_t = (m_{t-1} + p_t) / 2 from m_0 = p_0; stopping changes nothing."""
+
+    def trajectory(folder, average, stop_at=None):
+        seen, stop = [], Stop()
+
+        def evaluate(params):
+            seen.append(jax.tree.map(np.asarray, params))
+            stop.asked = len(seen) - 1 == stop_at
+            return {"combined": 0.0}
+
+        loop = replace(LOOP, eval_every=1, average=average)
+        if stop_at is not None:
+            with pytest.raises(Interrupted):
+                fit(models, folder, loop=loop, stop=stop, evaluate=evaluate)
+            stop_at = None
+        fit(models, folder, loop=loop, evaluate=evaluate)
+        return seen
+
+    policy = trajectory(tmp_path / "policy", 0.0)
+    found = trajectory(tmp_path / "average", 0.5)
+    stopped = trajectory(tmp_path / "stopped", 0.5, stop_at=3)
+    mean = policy[0]
+    for params, average, resumed in zip(policy, found, stopped, strict=True):
+        mean = jax.tree.map(lambda m, p: (m + p) / 2, mean, params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), mean, average)
+        assert_same(average, resumed)
+    assert_same(final(models, tmp_path / "policy")[0], policy[-1])
+    assert_same(final(models, tmp_path / "average")[0], found[-1])
+    assert_same(final(models, tmp_path / "stopped")[0], found[-1])
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(found[-1]), jax.tree.leaves(policy[-1]), strict=True))
+
+
+@pytest.mark.parametrize("average", [-0.1, 1.0])
+def test_an_average_of_all_or_of_less_than_nothing_is_refused(average):
+    with pytest.raises(ValueError, match=f"--ppo.average must be at least 0 and below 1, not {average}"):
+        PPOConfig(average=average)
+
+
 def test_the_best_policy_is_kept(models, tmp_path):
     scores = iter([1.0, 3.0, 2.0, 3.0])
     seen = []
