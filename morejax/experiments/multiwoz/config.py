@@ -52,6 +52,12 @@ class MultiwozConfig(ExperimentConfig):
     fit: str = ""
     """Splits to learn from, e.g. train+gold_fit. Empty: train, plus gold_fit where the corpus's dev_splits.json
     defines it."""
+    weak: str = ""
+    """Splits of --fit, joined by +, whose states and acts are not exact (annotated automatically, say): what is learnt
+    from them holds a token that says so and that no prompt has later. The model takes language and most of the
+    task from them, and writes states and acts as in the dialogues that are left."""
+    exact_repeat: int = 1
+    """With --weak: how often a pass shows the dialogues that are exact."""
     select: str = ""
     """Split that choices are made on. Empty: select where the corpus defines it, else dev."""
     eval_splits: tuple[str, ...] = ()
@@ -89,6 +95,11 @@ class MultiwozConfig(ExperimentConfig):
             raise ValueError(
                 f"--context.given gives every sample of a turn a prompt of its own, and --step.baseline "
                 f"{self.step.baseline} compares samples of one prompt: leave one of them out"
+            )
+        if self.exact_repeat < 1 or (self.exact_repeat > 1 and not self.weak):
+            raise ValueError(
+                f"--exact-repeat {self.exact_repeat}: expected at least 1, and more than 1 only with --weak, which "
+                "says what is not exact"
             )
         if self.heartbeat < 1:
             raise ValueError(f"--heartbeat must be at least 1 second, not {self.heartbeat}")

@@ -25,7 +25,7 @@ from morejax.tasks.multiwoz import tokenizer as vocabulary
 from morejax.tasks.multiwoz.dataset import load_corpus
 from morejax.tasks.multiwoz.embedded import embedded_root
 from morejax.tasks.multiwoz.examples import Serialiser
-from morejax.tasks.multiwoz.records import Corpus
+from morejax.tasks.multiwoz.records import Corpus, split_names
 from morejax.tasks.multiwoz.task import MultiwozTask
 from morejax.tasks.streams import StreamContext, get_stream
 from morejax.training.interrupt import StopRequest
@@ -175,19 +175,28 @@ class Parts(RunParts):
         serialiser = Serialiser(tokenizer, self.config.context)
         placeholders = vocabulary.placeholder_ids(tokenizer)
         context = StreamContext(self.corpus.database, None, placeholders, turn_by_turn=self.config.context.given)
-        return MultiwozTask(self.corpus, serialiser, self._reward_streams, context)
+        config = self.config
+        return MultiwozTask(
+            self.corpus,
+            serialiser,
+            self._reward_streams,
+            context,
+            weak=config.weak,
+            exact_repeat=config.exact_repeat,
+        )
 
     def _train_tokenizer(self, folder: Path) -> None:
         if (folder / "tokenizer.json").is_file():
             return
+        more = (vocabulary.WEAK,) if self.config.weak else ()
         if self.config.pretrained is not None:
             own = hf.load_tokenizer(hf.local_folder(self.config.pretrained))
-            extended = vocabulary.extend_tokenizer(own, self.config.model.vocab_size)
+            extended = vocabulary.extend_tokenizer(own, self.config.model.vocab_size, more)
             vocabulary.save_tokenizer(extended, folder)
             return
         turns = [turn for dialogue in self.corpus.dialogues(self.fit) for turn in dialogue.turns]
         texts = (text for turn in turns for text in (turn.user, turn.delex))
-        vocabulary.save_tokenizer(vocabulary.train_tokenizer(texts, self.config.vocab_size), folder)
+        vocabulary.save_tokenizer(vocabulary.train_tokenizer(texts, self.config.vocab_size, more), folder)
 
     def fresh(self) -> Params:
         """First parameters of the supervised stage: at random, or those of the model to start from."""
@@ -236,4 +245,7 @@ def _splits(config: MultiwozConfig, corpus: Corpus) -> tuple[str, str]:
     select = config.select or ("select" if named else "dev")
     for splits in (fit, select):
         corpus.dialogues(splits)
+    other = sorted(set(split_names(config.weak)) - set(split_names(fit))) if config.weak else []
+    if other:
+        raise ValueError(f"--weak {config.weak}: {', '.join(other)} is not among the splits learnt from, --fit {fit}")
     return fit, select

@@ -2,10 +2,11 @@
 
 One sequence per system turn::
 
-    [given]  [<prev> previous state]  <user> u  <system> r  <user> u_t
+    [given]  [<weak>]  [<prev> previous state]  <user> u  <system> r  <user> u_t
     <state> state  <db> counts  [<acts> acts]  <response> reply <eos>
 
-What the system has given so far is there with `--context.given`, the previous state on the end-to-end track only, the
+`<weak>` marks dialogues whose annotation is not exact (`--weak`), where a model is taught. What the system has given so
+far is there with `--context.given`, the previous state on the end-to-end track only, the
 acts for the scaffold only. Earlier system replies are delexicalised. On the policy track the prompt ends with
 `<response>` and holds the gold state; on the end-to-end track it ends with `<state>` and the model writes the state,
 closed by `<db>`.
@@ -13,7 +14,7 @@ closed by `<db>`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -276,6 +277,7 @@ class Serialiser:
         previous_state: Mapping[str, Mapping[str, str]] | None = None,
         given: Ids = (),
         with_acts: Ids | None = None,
+        weak: bool = False,
         where: str = "prompt",
     ) -> Ids:
         """The prompt of a turn.
@@ -288,6 +290,7 @@ class Serialiser:
             previous_state: state before the utterance (end-to-end track only).
             given: what earlier replies gave, from `given_ids`; left out where the utterance has no room beside it.
             with_acts: ids of the acts the scaffold sees; None leaves the whole segment out.
+            weak: say that the dialogue's annotation is not exact.
             where: dialogue and turn, for the error message.
 
         Returns:
@@ -297,7 +300,8 @@ class Serialiser:
         Raises:
             PromptTooLong: everything but the utterances is longer than `max_context`.
         """
-        head = self._previous_ids(previous_state)
+        mark = (vocabulary.token_id(self.tokenizer, vocabulary.WEAK),) if weak else ()
+        head = (*mark, *self._previous_ids(previous_state))
         tail = self._tail_ids(state, db, with_acts)
         reserve = max(len(tail), self._reserve(with_acts) if self.config.track == "e2e" else 0)
         budget = self.config.max_context - len(head) - reserve
@@ -359,13 +363,16 @@ class Serialiser:
 
     # Examples
 
-    def examples(self, dialogues: Iterable[Dialogue], database: Database, *, reasoned: bool) -> list[Example]:
+    def examples(
+        self, dialogues: Iterable[Dialogue], database: Database, *, reasoned: bool, weak: Container[str] = ()
+    ) -> list[Example]:
         """One example per system turn, in corpus order; `stats` says what was cut.
 
         Args:
             dialogues: dialogues to read.
             database: for the counts after the state.
             reasoned: put the gold acts before the reply, as the scaffold sees them.
+            weak: ids of the dialogues whose annotation is not exact.
 
         Raises:
             PromptTooLong: a prompt or, on the end-to-end track, a gold state that does not fit.
@@ -373,11 +380,17 @@ class Serialiser:
         dialogues = list(dialogues)
         self.warm(text for d in dialogues for t in d.turns for text in (t.user, t.delex))
         self.warm(v for d in dialogues for t in d.turns for slots in t.state.values() for v in slots.values())
-        made = [self.example(d, t, database, reasoned=reasoned) for d in dialogues for t in range(len(d.turns))]
+        made = [
+            self.example(d, t, database, reasoned=reasoned, weak=d.id in weak)
+            for d in dialogues
+            for t in range(len(d.turns))
+        ]
         self._count(examples=len(made))
         return made
 
-    def example(self, dialogue: Dialogue, turn: int, database: Database, *, reasoned: bool) -> Example:
+    def example(
+        self, dialogue: Dialogue, turn: int, database: Database, *, reasoned: bool, weak: bool = False
+    ) -> Example:
         """The example of one system turn; see `examples`."""
         now: Turn = dialogue.turns[turn]
         where = f"dialogue {dialogue.id}, turn {turn}"
@@ -393,6 +406,7 @@ class Serialiser:
             previous_state=before[-1].state if before else {},
             given=self.given_ids([t.delex for t in before], [t.state for t in before]),
             with_acts=acts,
+            weak=weak,
             where=where,
         )
         reply = self.reply_ids(now.delex)

@@ -54,16 +54,30 @@ class MultiwozTask:
         serialiser: tokens of contexts and replies.
         streams: names, objectives first.
         context: what streams look at.
+        weak: splits joined by + whose annotation is not exact; what is learnt from them says so.
+        exact_repeat: how often exact dialogues are learnt from where weak ones are, too.
     """
 
-    def __init__(self, corpus: Corpus, serialiser: Serialiser, streams: Sequence[str], context: StreamContext):
+    def __init__(
+        self,
+        corpus: Corpus,
+        serialiser: Serialiser,
+        streams: Sequence[str],
+        context: StreamContext,
+        *,
+        weak: str = "",
+        exact_repeat: int = 1,
+    ):
         self.corpus, self.serialiser, self.streams, self.context = corpus, serialiser, tuple(streams), context
+        self.weak, self.exact_repeat = weak, exact_repeat
         self.tokenizer = serialiser.tokenizer
         self.track = serialiser.config.track
 
     def with_context(self, context: StreamContext) -> MultiwozTask:
         """The same task with something else for streams to look at."""
-        return MultiwozTask(self.corpus, self.serialiser, self.streams, context)
+        return MultiwozTask(
+            self.corpus, self.serialiser, self.streams, context, weak=self.weak, exact_repeat=self.exact_repeat
+        )
 
     @property
     def turn_by_turn(self) -> bool:
@@ -86,8 +100,12 @@ class MultiwozTask:
         return self.pad_id
 
     def examples(self, splits: str, *, reasoned: bool = False) -> list[Example]:
-        """Sequences to learn from."""
-        return self.serialiser.examples(self.corpus.dialogues(splits), self.corpus.database, reasoned=reasoned)
+        """Sequences to learn from; beside weakly annotated dialogues the exact ones come `exact_repeat` times."""
+        weak = {dialogue.id for dialogue in self.corpus.dialogues(self.weak)} if self.weak else set()
+        dialogues, database = self.corpus.dialogues(splits), self.corpus.database
+        made = self.serialiser.examples(dialogues, database, reasoned=reasoned, weak=weak)
+        exact = [example for example in made if example.dialogue_id not in weak]
+        return made + (exact * (self.exact_repeat - 1) if len(exact) < len(made) else [])
 
     def prompts(self, dialogue: Dialogue, states: Sequence[State] | None = None) -> list[TurnPrompts]:
         """Direct and reasoned prompts of all turns of a dialogue, the history being the corpus's own.

@@ -34,6 +34,8 @@ USER, SYSTEM, PREVIOUS, STATE, DATABASE, ACTS, RESPONSE = (
     "<response>",
 )
 JOIN = "<join>"
+WEAK = "<weak>"
+"""In the sequences of a dialogue whose annotation is not exact; only in vocabularies that were asked for it."""
 
 DOMAINS = ("restaurant", "hotel", "attraction", "train", "taxi", "hospital", "police", "bus")
 ACT_DOMAINS = ("general", "booking")
@@ -75,8 +77,8 @@ def special_tokens() -> tuple[str, ...]:
     return (*control, *(marker(name) for name in names), *COUNT_MARKERS)
 
 
-def _control_tokens() -> list[AddedToken]:
-    return [AddedToken(t, special=True, normalized=False) for t in special_tokens() if t != JOIN]
+def _control_tokens(more: Sequence[str] = ()) -> list[AddedToken]:
+    return [AddedToken(t, special=True, normalized=False) for t in (*special_tokens(), *more) if t != JOIN]
 
 
 def _text_tokens() -> list[AddedToken]:
@@ -116,7 +118,7 @@ def _segments(texts: Iterable[str]) -> Iterator[str]:
                 yield segment
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """Learns the byte-level BPE of a corpus (Sennrich et al. 2016, arXiv 1508.07909).
 
     Args:
@@ -124,6 +126,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         vocab_size: number of token ids wanted; rounded up to a multiple of 64. Where a small corpus offers
             fewer merges, unused `<extra_i>` tokens fill it up, since the two-level sampler needs whole blocks
             of 64.
+        more: further control tokens, e.g. `WEAK`.
 
     Returns:
         A fast tokenizer; every token of `special_tokens()` and of `canonical.PLACEHOLDERS` is one id.
@@ -131,7 +134,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     Raises:
         ValueError: `vocab_size` does not hold the byte alphabet and the special tokens.
     """
-    control, text_tokens = _control_tokens(), _text_tokens()
+    control, text_tokens = _control_tokens(more), _text_tokens()
     size, least = -(-vocab_size // 64) * 64, 256 + len(control) + len(text_tokens)
     if size < least:
         raise ValueError(f"vocab_size is {vocab_size}, expected at least {least}: 256 bytes and the special tokens")
@@ -156,7 +159,9 @@ def _fill_up(tokenizer: Tokenizer, size: int) -> None:
     tokenizer.add_tokens(extra)
 
 
-def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, least: int = 0) -> PreTrainedTokenizerFast:
+def extend_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, least: int = 0, more: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
     """A pre-trained model's tokenizer with the task's tokens: ids that it has stay, new ones follow.
 
     Text is lower-cased and its white space collapsed; how words are cut, and put together again, stays the model's, so
@@ -166,6 +171,7 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, least: int = 0) -> PreT
     Args:
         tokenizer: of the model; it must not be used afterwards.
         least: ids that the model has; unused `<extra_i>` tokens fill up to them, and to a multiple of 64.
+        more: further control tokens, e.g. `WEAK`.
 
     Raises:
         ValueError: it is no byte-level BPE, which GPT-2, Llama 3, SmolLM2 and Qwen have.
@@ -177,7 +183,7 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, least: int = 0) -> PreT
     own = [] if backend.normalizer is None else [backend.normalizer]
     backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), _one_space(), *own])
     text_tokens = [AddedToken(name, special=False, normalized=True) for name in (JOIN, *PLACEHOLDERS)]
-    backend.add_tokens([*_control_tokens(), *text_tokens])
+    backend.add_tokens([*_control_tokens(more), *text_tokens])
     size = max(least, backend.get_vocab_size())
     _fill_up(backend, -(-size // 64) * 64)
     # Not the family's own class: it would build another normalizer when it is loaded.

@@ -101,6 +101,28 @@ def test_e2e_layout_generates_the_state(tokenizer, reasoned):
     assert words(tokenizer, targets) == f"{STATE_TEXT}<db>{own_acts}{REPLY_TEXT}"
 
 
+@pytest.mark.parametrize("track", ["policy", "e2e"])
+def test_weak_annotation_is_marked_where_it_is_learnt_from_and_nowhere_else(tokenizer, track):
+    own = vocabulary.train_tokenizer(["a cheap place"] * 4, 640, (vocabulary.WEAK,))
+    weak, exact = (
+        serialiser(own, track).examples([DIALOGUE], DATABASE, reasoned=True, weak=ids) for ids in ("one", ())
+    )
+    for marked, plain in zip(weak, exact, strict=True):
+        assert marked.prompt == (vocabulary.token_id(own, "<weak>"), *plain.prompt)
+        assert marked.sequence == (marked.prompt[0], *plain.sequence)
+        assert marked.target_mask == (False, *plain.target_mask)
+    with pytest.raises(ValueError, match="no token '<weak>'"):
+        serialiser(tokenizer, track).examples([DIALOGUE], DATABASE, reasoned=False, weak=["one"])
+
+
+def test_the_mark_takes_its_place_from_the_utterances(tokenizer):
+    own = vocabulary.train_tokenizer([t.user for t in DIALOGUE.turns] * 4, 640, (vocabulary.WEAK,))
+    plain = serialiser(own).example(DIALOGUE, 2, DATABASE, reasoned=False)
+    s = serialiser(own, max_context=len(plain.prompt))
+    assert len(s.example(DIALOGUE, 2, DATABASE, reasoned=False, weak=True).prompt) <= len(plain.prompt)
+    assert s.stats.utterances_cut == 1
+
+
 def test_e2e_prompt_with_a_state_keeps_the_same_utterances(tokenizer):
     s = serialiser(tokenizer, "e2e", history=5, max_context=62, max_state=30)
     earlier = [(t.user, t.delex) for t in DIALOGUE.turns[:2]]

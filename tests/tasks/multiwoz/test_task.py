@@ -73,6 +73,25 @@ def test_prompts_are_those_of_the_examples(which, request):
             assert prompt.state == dialogue.turns[prompt.turn].state
 
 
+def test_exact_dialogues_come_more_often_beside_weak_ones(parts):
+    corpus, tokenizer = parts
+    turns = {name: sum(len(d.turns) for d in corpus.dialogues(name)) for name in ("train", "dev")}
+    own = vocabulary.train_tokenizer(["a cheap place"] * 4, 800, (vocabulary.WEAK,))
+    plain = make(parts, "policy")
+    serialiser = Serialiser(own, plain.serialiser.config)
+    task = MultiwozTask(corpus, serialiser, STREAMS, plain.context, weak="train", exact_repeat=3)
+    task = task.with_context(plain.context)
+    found = task.examples("train+dev")
+    weak = [vocabulary.token_id(own, "<weak>") in example.sequence for example in found]
+    assert (sum(weak), len(weak)) == (turns["train"], turns["train"] + 3 * turns["dev"])
+    assert [e.dialogue_id for e in found[: turns["train"]]] == [e.dialogue_id for e in plain.examples("train")]
+    # Where all are alike there is nothing to weigh.
+    assert len(task.examples("dev")) == turns["dev"]
+    assert len(task.examples("train")) == turns["train"]
+    prompts = [p.direct for d in corpus.dialogues("train") for p in task.prompts(d)]
+    assert not any(vocabulary.token_id(own, "<weak>") in prompt for prompt in prompts)
+
+
 @pytest.mark.parametrize("track", ["policy", "e2e"])
 def test_the_reasoned_prompt_is_the_direct_one_with_acts(parts, track):
     task = make(parts, track)
