@@ -6,7 +6,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from morejax.models.split import Params
 
@@ -29,4 +28,4 @@ def follow(average: Params, params: Params, decay: float) -> Params:
         params: \(\theta\) after the step.
         decay: \(d\) in [0, 1): about 1 / (1 - d) iterations count.
     """
-    return optax.incremental_update(params, average, 1 - decay)
+    return jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, average, params)

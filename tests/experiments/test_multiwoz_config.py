@@ -261,6 +261,12 @@ def test_a_mesh_or_a_process_that_cannot_be_is_refused(flags, message, capsys, t
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("flags", [["--exact-repeat", "0", "--weak", "train"], ["--exact-repeat", "2"]])
+def test_exact_dialogues_are_repeated_beside_weak_ones_only(flags, capsys):
+    said = " ".join(refused(flags, capsys).replace("│", " ").split())
+    assert f"--exact-repeat {flags[1]}: expected at least 1, and more than 1 only with --weak" in said
+
+
 def test_groups_need_one_prompt_for_their_samples(capsys):
     said = refused(["--context.given", "--method", "gdpo"], capsys)
     assert "--context.given gives every sample of a turn a prompt of its own" in said

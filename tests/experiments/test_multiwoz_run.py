@@ -509,7 +509,6 @@ def test_a_truncated_file_is_named(tiny, capsys, tmp_path, name, monkeypatch):
         (["--eval-splits", "holdout"], r"no split 'holdout'; this corpus has dev, test, train"),
         (["--fit", "train+dev2"], r"no split 'dev2'"),
         (["--weak", "dev"], r"--weak dev: dev is not among the splits learnt from, --fit train"),
-        (["--exact-repeat", "2"], r"--exact-repeat 2: expected at least 1, and more than 1 only with --weak"),
         (["--ppo.split", "nothing"], r"no split 'nothing'"),
         (["--step.objectives", "likeness", "charm"], r"unknown stream 'charm', registered: .*fluency"),
         (["--numbers.targets", "charm", "1.0"], r"--numbers.targets: charm is not one of likeness"),

@@ -104,9 +104,8 @@ def test_e2e_layout_generates_the_state(tokenizer, reasoned):
 @pytest.mark.parametrize("track", ["policy", "e2e"])
 def test_weak_annotation_is_marked_where_it_is_learnt_from_and_nowhere_else(tokenizer, track):
     own = vocabulary.train_tokenizer(["a cheap place"] * 4, 640, (vocabulary.WEAK,))
-    weak, exact = (
-        serialiser(own, track).examples([DIALOGUE], DATABASE, reasoned=True, weak=ids) for ids in ("one", ())
-    )
+    s = serialiser(own, track)
+    weak, exact = (s.examples([DIALOGUE], DATABASE, reasoned=True, weak=ids) for ids in (["one"], ()))
     for marked, plain in zip(weak, exact, strict=True):
         assert marked.prompt == (vocabulary.token_id(own, "<weak>"), *plain.prompt)
         assert marked.sequence == (marked.prompt[0], *plain.sequence)

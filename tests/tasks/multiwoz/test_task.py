@@ -74,7 +74,7 @@ def test_prompts_are_those_of_the_examples(which, request):
 
 
 def test_exact_dialogues_come_more_often_beside_weak_ones(parts):
-    corpus, tokenizer = parts
+    corpus, _ = parts
     turns = {name: sum(len(d.turns) for d in corpus.dialogues(name)) for name in ("train", "dev")}
     own = vocabulary.train_tokenizer(["a cheap place"] * 4, 800, (vocabulary.WEAK,))
     plain = make(parts, "policy")
