@@ -1,4 +1,4 @@
-"""An exponential average of the trained parameters over the iterations of PPO."""
+"""The mean of the trained parameters over the last iterations of PPO."""
 
 from __future__ import annotations
 
@@ -11,21 +11,34 @@ from morejax.models.split import Params
 
 
 def begin(params: Params) -> Params:
-    """The average before the first iteration: a copy, since a step gives its state's buffers away."""
+    """The mean before the first iteration: a copy, since a step gives its state's buffers away."""
     return jax.tree.map(jnp.copy, params)
 
 
-@partial(jax.jit, donate_argnums=0)
-def follow(average: Params, params: Params, decay: float) -> Params:
-    r"""One iteration more: \(\bar\theta \leftarrow d \bar\theta + (1 - d) \theta\), on the devices where they lie.
-
-    Steps of PPO are noisy and their noise moves a policy as far as their mean does; averaged, what they have in
-    common is left. After Polyak and Juditsky 1992, "Acceleration of stochastic approximation by averaging"; of
-    fine-tuned language models Wortsman et al. 2022 (model soups) and Ramé et al. 2024 (WARP).
+def weight(iteration: int, iterations: int, share: float) -> float:
+    """What the parameters after an iteration count for: 1 / k, where they are the k-th of those that are averaged.
 
     Args:
-        average: \(\bar\theta\), given away.
-        params: \(\theta\) after the step.
-        decay: \(d\) in [0, 1): about 1 / (1 - d) iterations count.
+        iteration: from 1.
+        iterations: of the whole run.
+        share: of them, the last ones, that are averaged; at least one is. Before those the mean is the policy itself.
     """
-    return jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, average, params)
+    first = iterations - max(1, round(share * iterations))
+    return 1 / max(1, iteration - first)
+
+
+@partial(jax.jit, donate_argnums=0)
+def follow(mean: Params, params: Params, weight: float) -> Params:
+    r"""One iteration more: \(\bar\theta \leftarrow (1 - w) \bar\theta + w \theta\), on the devices where they lie.
+
+    With w = 1 / k this is the mean of k iterations. Steps of PPO are noisy, and their noise moves a policy about as
+    far as their mean does; averaged, what they have in common is left. After Polyak and Juditsky 1992, "Acceleration of
+    stochastic approximation by averaging", of the last part only as Rakhlin et al. 2012 (arXiv 1109.5647, suffix
+    averaging); of fine-tuned language models Wortsman et al. 2022 (arXiv 2203.05482, model soups).
+
+    Args:
+        mean: \(\bar\theta\), given away.
+        params: \(\theta\) after the step.
+        weight: \(w\) in (0, 1].
+    """
+    return jax.tree.map(lambda old, new: (1 - weight) * old + weight * new, mean, params)

@@ -35,9 +35,8 @@ class PPOConfig:
     keep: Literal["best", "last"] = "best"
     """Final policy: best Combined of these evaluations, or the last."""
     average: float = 0.0
-    """Decay of an exponential average of the trained parameters over iterations: evaluations and the final policy are
-    the average of about the last 1 / (1 - decay) iterations, replies go on being sampled from the policy itself. 0
-    averages nothing."""
+    """Share of the iterations, the last ones, whose parameters are averaged: final policy and evaluations are their
+    mean, replies go on being sampled from the policy itself. 0 averages nothing."""
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -47,4 +46,4 @@ class PPOConfig:
         if self.ref_context not in ("reasoned", "direct"):
             raise ValueError(f"--ppo.ref-context must be reasoned or direct, not {self.ref_context!r}")
         if not 0 <= self.average < 1:
-            raise ValueError(f"--ppo.average must be at least 0 and below 1, not {self.average}")
+            raise ValueError(f"--ppo.average must be at least 0 and below 1, not {self.average:g}")

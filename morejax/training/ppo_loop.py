@@ -69,7 +69,7 @@ def run(
     mean = average.begin(state.params) if ppo.average else None
     if checkpoints.latest() is not None:
         kept, meta = checkpoints.restore(_kept(state, mean))
-        kept, mean = (kept, None) if mean is None else (kept["state"], kept["average"])
+        kept, mean = (kept, None) if mean is None else (kept["state"], kept["mean"])
         state = kept.replace(frozen=state.frozen)
         start = restored = meta["iteration"]
         progress = meta["progress"]
@@ -87,7 +87,8 @@ def run(
             log.begin(iteration)
             state, metrics, tokens = advance(state, iteration)
             log.add(metrics, tokens)
-            mean = None if mean is None else average.follow(mean, state.params, ppo.average)
+            if mean is not None:
+                mean = average.follow(mean, state.params, average.weight(iteration, ppo.iterations, ppo.average))
             final = state.params if mean is None else mean
             last = iteration == ppo.iterations
             due = bool(ppo.eval_every) and (iteration % ppo.eval_every == 0 or last)
@@ -112,7 +113,7 @@ def run(
 def _kept(state: TrainState, mean: Params | None) -> Any:
     """What a checkpoint holds."""
     trained = state.replace(frozen=None)
-    return trained if mean is None else {"state": trained, "average": mean}
+    return trained if mean is None else {"state": trained, "mean": mean}
 
 
 class _Chooser:

@@ -405,8 +405,8 @@ def test_stopped_anywhere_it_ends_up_in_the_same_place(models, undisturbed, tmp_
     assert_same(final(models, tmp_path)[0], final(models, undisturbed[0])[0])
 
 
-def test_the_average_follows_the_policy_and_leaves_it_alone(models, tmp_path):
-    """Average 0.5 of the same trajectory: m_t = (m_{t-1} + p_t) / 2 from m_0 = p_0; stopping changes nothing."""
+def test_the_last_iterations_are_averaged_and_the_policy_goes_its_way(models, tmp_path):
+    """Three of five iterations: the mean is p_1, p_2, p_3, (p_3 + p_4) / 2, (p_3 + p_4 + p_5) / 3, stopped or not."""
 
     def trajectory(folder, average, stop_at=None):
         seen, stop = [], Stop()
@@ -425,22 +425,26 @@ def test_the_average_follows_the_policy_and_leaves_it_alone(models, tmp_path):
         return seen
 
     policy = trajectory(tmp_path / "policy", 0.0)
-    found = trajectory(tmp_path / "average", 0.5)
-    stopped = trajectory(tmp_path / "stopped", 0.5, stop_at=3)
-    mean = policy[0]
-    for params, average, resumed in zip(policy, found, stopped, strict=True):
-        mean = jax.tree.map(lambda m, p: (m + p) / 2, mean, params)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), mean, average)
-        assert_same(average, resumed)
+    found = trajectory(tmp_path / "average", 0.6)
+    stopped = trajectory(tmp_path / "stopped", 0.6, stop_at=4)
+    expected = [*([params] for params in policy[:4]), policy[3:5], policy[3:6]]
+    for group, mean, resumed in zip(expected, found, stopped, strict=True):
+        assert_close(mean, jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *group))
+        assert_same(mean, resumed)
     assert_same(final(models, tmp_path / "policy")[0], policy[-1])
     assert_same(final(models, tmp_path / "average")[0], found[-1])
     assert_same(final(models, tmp_path / "stopped")[0], found[-1])
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(found[-1]), jax.tree.leaves(policy[-1]), strict=True))
 
 
+def assert_close(left, right):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("average", [-0.1, 1.0])
 def test_an_average_of_all_or_of_less_than_nothing_is_refused(average):
-    with pytest.raises(ValueError, match=f"--ppo.average must be at least 0 and below 1, not {average}"):
+    with pytest.raises(ValueError, match=f"--ppo.average must be at least 0 and below 1, not {average:g}"):
         PPOConfig(average=average)
 
 

@@ -221,7 +221,9 @@ def _cpu() -> MultiwozConfig:
         supervised=lm,
         scaffold=replace(lm, epochs=1.0, learning_rate=1e-3, weight_decay=0.05),
         reward=RewardHeadConfig(),
-        ppo=PPOConfig(iterations=30, turns=256, eval_every=10, eval_dialogues=150, checkpoint_every=5, keep="last"),
+        ppo=PPOConfig(
+            iterations=30, turns=256, eval_every=10, eval_dialogues=150, checkpoint_every=5, keep="last", average=0.5
+        ),
         step=StepConfig(minibatches=8, objectives=_OBJECTIVES),
         numbers=StepNumbers(
             learning_rate=3e-4, warmup_steps=3, kl_coef=0.1, thresholds=dict(_THRESHOLDS), **_MULTIPLIERS
