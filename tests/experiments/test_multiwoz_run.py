@@ -509,6 +509,7 @@ def test_a_truncated_file_is_named(tiny, capsys, tmp_path, name, monkeypatch):
         (["--eval-splits", "holdout"], r"no split 'holdout'; this corpus has dev, test, train"),
         (["--fit", "train+dev2"], r"no split 'dev2'"),
         (["--weak", "dev"], r"--weak dev: dev is not among the splits learnt from, --fit train"),
+        (["--weak", "train"], r"--weak train: --fit train has no split besides, expected an exact one, too"),
         (["--ppo.split", "nothing"], r"no split 'nothing'"),
         (["--step.objectives", "likeness", "charm"], r"unknown stream 'charm', registered: .*fluency"),
         (["--numbers.targets", "charm", "1.0"], r"--numbers.targets: charm is not one of likeness"),

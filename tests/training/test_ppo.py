@@ -420,7 +420,6 @@ def test_the_last_iterations_are_averaged_and_the_policy_goes_its_way(models, tm
         if stop_at is not None:
             with pytest.raises(Interrupted):
                 fit(models, folder, loop=loop, stop=stop, evaluate=evaluate)
-            stop_at = None
         fit(models, folder, loop=loop, evaluate=evaluate)
         return seen
 

@@ -175,14 +175,9 @@ class Parts(RunParts):
         serialiser = Serialiser(tokenizer, self.config.context)
         placeholders = vocabulary.placeholder_ids(tokenizer)
         context = StreamContext(self.corpus.database, None, placeholders, turn_by_turn=self.config.context.given)
-        config = self.config
+        weak, exact_repeat = self.config.weak, self.config.exact_repeat
         return MultiwozTask(
-            self.corpus,
-            serialiser,
-            self._reward_streams,
-            context,
-            weak=config.weak,
-            exact_repeat=config.exact_repeat,
+            self.corpus, serialiser, self._reward_streams, context, weak=weak, exact_repeat=exact_repeat
         )
 
     def _train_tokenizer(self, folder: Path) -> None:
@@ -245,7 +240,19 @@ def _splits(config: MultiwozConfig, corpus: Corpus) -> tuple[str, str]:
     select = config.select or ("select" if named else "dev")
     for splits in (fit, select):
         corpus.dialogues(splits)
-    other = sorted(set(split_names(config.weak)) - set(split_names(fit))) if config.weak else []
-    if other:
-        raise ValueError(f"--weak {config.weak}: {', '.join(other)} is not among the splits learnt from, --fit {fit}")
+    if config.weak:
+        _check_weak(config.weak, fit)
     return fit, select
+
+
+def _check_weak(weak: str, fit: str) -> None:
+    """A model that saw nothing but marked sequences would not know the prompts, which have no mark.
+
+    Raises:
+        ValueError: a weak split is not learnt from, or nothing else is.
+    """
+    marked, learnt = set(split_names(weak)), set(split_names(fit))
+    if other := sorted(marked - learnt):
+        raise ValueError(f"--weak {weak}: {', '.join(other)} is not among the splits learnt from, --fit {fit}")
+    if marked == learnt:
+        raise ValueError(f"--weak {weak}: --fit {fit} has no split besides, expected an exact one, too")

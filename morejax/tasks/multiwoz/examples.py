@@ -6,10 +6,9 @@ One sequence per system turn::
     <state> state  <db> counts  [<acts> acts]  <response> reply <eos>
 
 `<weak>` marks dialogues whose annotation is not exact (`--weak`), where a model is taught. What the system has given so
-far is there with `--context.given`, the previous state on the end-to-end track only, the
-acts for the scaffold only. Earlier system replies are delexicalised. On the policy track the prompt ends with
-`<response>` and holds the gold state; on the end-to-end track it ends with `<state>` and the model writes the state,
-closed by `<db>`.
+far is there with `--context.given`, the previous state on the end-to-end track only, the acts for the scaffold only.
+Earlier system replies are delexicalised. On the policy track the prompt ends with `<response>` and holds the gold
+state; on the end-to-end track it ends with `<state>` and the model writes the state, closed by `<db>`.
 """
 
 from __future__ import annotations
