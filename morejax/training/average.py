@@ -1,4 +1,4 @@
-"""The mean of the trained parameters over the last iterations of PPO."""
+"""The mean of the trained parameters over the last iterations of PPO, of one run or of several."""
 
 from __future__ import annotations
 
@@ -19,12 +19,17 @@ def weight(iteration: int, iterations: int, share: float) -> float:
     """What the parameters after an iteration count for: 1 / k, where they are the k-th of those that are averaged.
 
     Args:
-        iteration: from 1.
-        iterations: of the whole run.
-        share: of them, the last ones, that are averaged; at least one is. Before those the mean is the policy itself.
+        iteration: from 1, counted through all runs.
+        iterations: of one run.
+        share: of them, the last ones, that are averaged; at least one is. Before those the mean is the policy itself in
+            the first run, and what it was in later ones.
     """
-    first = iterations - max(1, round(share * iterations))
-    return 1 / max(1, iteration - first)
+    run, place = divmod(iteration - 1, iterations)
+    averaged = max(1, round(share * iterations))
+    place += 1 - (iterations - averaged)
+    if place <= 0:
+        return 0.0 if run else 1.0
+    return 1 / (run * averaged + place)
 
 
 @partial(jax.jit, donate_argnums=0)

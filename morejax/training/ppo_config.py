@@ -37,6 +37,9 @@ class PPOConfig:
     average: float = 0.0
     """Share of the iterations, the last ones, whose parameters are averaged: final policy and evaluations are their
     mean, replies go on being sampled from the policy itself. 0 averages nothing."""
+    runs: int = 1
+    """PPO runs of `--ppo.iterations` each, one after another and all from the supervised policy, with dialogues and
+    samples of their own. Final policy is the mean of what `--ppo.average` averages in all of them."""
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -47,3 +50,9 @@ class PPOConfig:
             raise ValueError(f"--ppo.ref-context must be reasoned or direct, not {self.ref_context!r}")
         if not 0 <= self.average < 1:
             raise ValueError(f"--ppo.average must be at least 0 and below 1, not {self.average:g}")
+        if self.runs < 1:
+            raise ValueError(f"--ppo.runs must be at least 1, not {self.runs}")
+        if self.runs > 1 and not self.average:
+            raise ValueError(
+                f"--ppo.runs {self.runs} averages the ends of its runs: --ppo.average must be above 0, not 0"
+            )

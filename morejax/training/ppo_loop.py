@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from morejax.models.split import Params, whole
 from morejax.state import TrainState
@@ -48,6 +49,8 @@ def run(
 ) -> dict[str, Any]:
     """Run the loop; resumes from the newest checkpoint of the stage.
 
+    Iterations are counted through all of `ppo.runs`. Each run begins with the fresh state; the mean goes on.
+
     Args:
         state: fresh train state.
         make_advance: the placed state that the loop begins with, and how many iterations are behind it, to what does
@@ -63,6 +66,8 @@ def run(
         Interrupted: after a signal, once a checkpoint is written.
     """
     state = watch.placement.state(state)
+    origin = _copy(state) if ppo.runs > 1 else None
+    iterations = ppo.runs * ppo.iterations
     checkpoints = Checkpoints(watch.run_dir / "checkpoints" / "ppo", keep=2)
     start, restored = 0, None
     progress: dict[str, Any] = {"best": None, "first": None, "last": None}
@@ -78,19 +83,22 @@ def run(
     with (
         contextlib.closing(checkpoints),
         open_writers(watch.run_dir, "ppo", restored_step=restored) as writer,
-        Progress("ppo", ppo.iterations, start=start, every_seconds=20) as bar,
+        Progress("ppo", iterations, start=start, every_seconds=20) as bar,
     ):
         log = LateLog(writer, bar, progress)
         if start == 0 and ppo.eval_every:
             progress["best"] = chooser(state.graphdef, state.params, 0, writer, None)
-        for iteration in range(start + 1, ppo.iterations + 1):
+        for iteration in range(start + 1, iterations + 1):
             log.begin(iteration)
+            run, behind = divmod(iteration - 1, ppo.iterations)
+            if origin is not None and run and not behind:
+                state = _anew(origin, run).replace(frozen=state.frozen)
             state, metrics, tokens = advance(state, iteration)
             log.add(metrics, tokens)
             if mean is not None:
                 mean = average.follow(mean, state.params, average.weight(iteration, ppo.iterations, ppo.average))
             final = state.params if mean is None else mean
-            last = iteration == ppo.iterations
+            last = iteration == iterations
             due = bool(ppo.eval_every) and (iteration % ppo.eval_every == 0 or last)
             save = iteration % ppo.checkpoint_every == 0 or last
             # Never write, or choose, a state whose numbers were not looked at.
@@ -106,8 +114,18 @@ def run(
             if stopping:
                 watch.stop.raise_if_set()
         if ppo.keep == "last" or not ppo.eval_every:
-            save_params(chooser.final, state.params if mean is None else mean, {"iteration": ppo.iterations})
+            save_params(chooser.final, state.params if mean is None else mean, {"iteration": iterations})
     return progress
+
+
+def _copy(state: TrainState) -> TrainState:
+    """Arrays that outlive the state, whose buffers a step gives away."""
+    return jax.tree.map(jnp.copy, state.replace(frozen=None))
+
+
+def _anew(origin: TrainState, run: int) -> TrainState:
+    """What a later run begins with: policy, multipliers and optimizer as at the beginning, and a key of its own."""
+    return _copy(origin).replace(key=jax.random.fold_in(origin.key, run))
 
 
 def _kept(state: TrainState, mean: Params | None) -> Any:

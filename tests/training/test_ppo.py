@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from morejax.config import StepNumbers
-from morejax.training import ppo
+from morejax.training import average, ppo
 from morejax.training.checkpoint import Checkpoints, load_params
 from morejax.training.interrupt import Interrupted
 from morejax.training.language_model import NonFinite
@@ -52,12 +52,15 @@ def first_weight(params):
     return {"combined": float(jax.tree.leaves(params)[0].sum())}
 
 
-def fit(models, folder, *, task=None, loop=LOOP, stop=None, evaluate=first_weight, numbers=None):
+def fit(
+    models, folder, *, task=None, loop=LOOP, stop=None, evaluate=first_weight, numbers=None, prompts=None, run=None
+):
+    state = fresh_state(models, numbers)
     return ppo.fit(
         task or Task(),
-        fresh_state(models, numbers),
+        state if run is None else state.replace(key=jax.random.fold_in(state.key, run)),
         models[2],
-        dialogues(),
+        prompts or dialogues(),
         STEP,
         loop,
         SHAPES,
@@ -198,6 +201,50 @@ def test_the_last_iterations_are_averaged_and_the_policy_goes_its_way(models, tm
     assert_same(final(models, tmp_path / "average")[0], found[-1])
     assert_same(final(models, tmp_path / "stopped")[0], found[-1])
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(found[-1]), jax.tree.leaves(policy[-1]), strict=True))
+
+
+@pytest.mark.parametrize("stop_at", [None, 2, 3, 5])
+def test_runs_begin_anew_and_their_ends_are_averaged(models, tmp_path, stop_at):
+    """Two runs of three iterations: (p_3 + q_3) / 2 of one run with the key k and of one with fold_in(k, 1)."""
+    # One dialogue that fills a rollout: every batch is the same, in whichever run.
+    one = {"prompts": dialogues((8,)), "loop": replace(LOOP, iterations=3, average=0.3)}
+    fit(models, tmp_path / "p", **one)
+    fit(models, tmp_path / "q", **one, run=1)
+    p, q = (final(models, tmp_path / name)[0] for name in "pq")
+    two = one | {"loop": replace(one["loop"], runs=2, eval_every=1)}
+    if stop_at is not None:
+        stop, task = Stop(), Task()
+
+        def evaluate(params):
+            stop.asked = task.rollouts == stop_at
+            return first_weight(params)
+
+        with pytest.raises(Interrupted):
+            fit(models, tmp_path / "both", **two, task=task, stop=stop, evaluate=evaluate)
+        assert kept(tmp_path / "both")[-1] == stop_at
+    fit(models, tmp_path / "both", **two)
+    params, meta = final(models, tmp_path / "both")
+    assert meta == {"iteration": 6}
+    assert_close(params, jax.tree.map(lambda a, b: (a + b) / 2, p, q))
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(jax.tree.leaves(p), jax.tree.leaves(q), strict=True))
+    numbers = {name: [line for line in logged(tmp_path / name) if "kl" in line] for name in ("p", "q", "both")}
+    assert [line["step"] for line in numbers["both"]] == [1, 2, 3, 4, 5, 6]
+    for line, alone in zip(numbers["both"], numbers["p"] + numbers["q"], strict=True):
+        assert line == alone | {"step": line["step"]}
+
+
+def test_weights_of_an_average_over_two_runs():
+    """The last two of four iterations: the policy itself, then 1/1, 1/2, nothing twice, 1/3, 1/4."""
+    assert [average.weight(i, 4, 0.5) for i in range(1, 9)] == [1, 1, 1, 1 / 2, 0, 0, 1 / 3, 1 / 4]
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [(0, "--ppo.runs must be at least 1, not 0"), (2, "--ppo.runs 2 .* --ppo.average must be above 0, not 0")],
+)
+def test_runs_that_make_no_sense(runs, message):
+    with pytest.raises(ValueError, match=message):
+        PPOConfig(runs=runs)
 
 
 def assert_close(left, right):
