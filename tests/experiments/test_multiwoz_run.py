@@ -87,7 +87,10 @@ VARIANTS = {
     ),
     "ppo diverges": ("--numbers.learning-rate", "1e30", "--numbers.warmup-steps", "0", "--ppo.eval-every", "0"),
 }
-TWO_DEVICES = ("--method", "fixed", "--devices", "2", "--ppo.iterations", "1", "--stages", "ppo")
+TWO_DEVICES = (
+    *("--method", "fixed", "--devices", "2", "--ppo.iterations", "1", "--stages", "ppo"),
+    *("--ppo.runs", "2", "--ppo.average", "0.5"),
+)
 # The few dialogues of dev serve for everything: prompts of few lengths, little to compile.
 END_TO_END = (
     *("--model.max-length", "296", "--context.max-context", "264", "--context.max-state", "96", "--track", "e2e"),
@@ -427,7 +430,13 @@ def test_two_devices(two_devices):
     assert statuses == [0], said
     assert "on 2 x cpu" in said
     assert read(run / "config.json")["config"]["method"] == "fixed"
-    line = lines(run, "ppo")[-2]
+    first, second = (line for line in lines(run, "ppo") if "kl" in line)
+    assert (first["step"], second["step"]) == (1, 2)
+    # The second run begins anew: no moving average of a score from the first, and samples of its own.
+    for line in (first, second):
+        assert line["constraint/slots/score_ema"] == line["J/slots"]
+    assert second["J/slots"] != first["J/slots"]
+    line = second
     assert line["constraint/inform/threshold"] == pytest.approx(0.93)
     assert [line[f"weight/{name}"] for name in STREAMS[:4]] == [0.25] * 4
 
