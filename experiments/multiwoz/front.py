@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("points", nargs="+", metavar="NAME=SUCCESS,BLEU")
     parser.add_argument("--out", type=Path, required=True, help="the figure")
     parser.add_argument("--split", default="select", help="that the points are of")
+    parser.add_argument("--label", default="single runs", help="what the points are")
     options = parser.parse_args(arguments)
     points = []
     for given in options.points:
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ValueError:
             parser.error(f"{given!r}: expected NAME=SUCCESS,BLEU")
         points.append((name, success, bleu))
-    print(draw_front(points, options.split, options.out, "single runs", line=False))
+    print(draw_front(points, options.split, options.out, options.label, line=False))
     return 0
 
 
