@@ -44,6 +44,6 @@ def follow(mean: Params, params: Params, weight: float) -> Params:
     Args:
         mean: \(\bar\theta\), given away.
         params: \(\theta\) after the step.
-        weight: \(w\) in (0, 1].
+        weight: \(w\) in [0, 1], from `weight`.
     """
     return jax.tree.map(lambda old, new: (1 - weight) * old + weight * new, mean, params)
