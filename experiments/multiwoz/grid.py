@@ -5,11 +5,11 @@
     python experiments/multiwoz/grid.py front --backbone runs/mwz --out runs/front --seeds 0 -- \
         --preset cpu --data-dir DATA
 
-What follows `--` is the backbone's own command, without --out and --seed; with --ppo.runs 1 an arm is one PPO run instead
-of the preset's mean of several, in a quarter of the time. Runs that are finished are not made again, so
-the same command goes on after a stop; `--table` only reads what is there. Writes `<grid>.json` (a row a run),
-`<grid>.md` (mean and spread over seeds, and the difference to `more` with its 95 % interval) and, for the front, a
-figure beside the published systems.
+What follows `--` is the backbone's own command, without --out and --seed; with --ppo.runs 1 an arm is one PPO run
+instead of the preset's mean of several, in a quarter of the time. Runs that are finished are not made again, so the
+same command goes on after a stop; `--table` only reads what is there. Writes `<grid>.json` (a row a run), `<grid>.md`
+(mean and spread over seeds, and the difference to `more` with its 95 % interval) and, for the front, a figure beside
+the published systems.
 """
 
 from __future__ import annotations
