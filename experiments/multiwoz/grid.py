@@ -40,7 +40,8 @@ _DEMANDING = (
 GRIDS: dict[str, dict[str, str]] = {
     "ablation": {
         "more": "",
-        "success only": "--step.objectives success --step.constraints --step.weights fixed",
+        # Thresholds that are given for all arms have no constraint to hold here.
+        "success only": "--step.objectives success --step.constraints --numbers.thresholds --step.weights fixed",
         "mixed 0.1": "--method mixed --mixed-weight 0.1",
         "mixed 0.25": "--method mixed --mixed-weight 0.25",
         "mixed 0.5": "--method mixed --mixed-weight 0.5",

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from morejax.experiments.multiwoz.__main__ import parse
 from morejax.tasks.multiwoz.canonical import VENUE_DOMAINS
 from morejax.tasks.multiwoz.database import Database
 from morejax.tasks.multiwoz.records import Dialogue, Turn
@@ -186,6 +187,17 @@ def test_a_grid_makes_its_runs_once_and_tables_them(tiny, prepared, tmp_path):
     assert done.returncode == 2
     assert "weak-anchor-seed1 was not made with" in done.stderr
     assert "--numbers.kl-coef 0.02'" in done.stderr
+
+
+def test_every_arm_of_a_grid_goes_with_thresholds_given_for_all(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    grids = importlib.import_module("grid").GRIDS
+    common = ("--preset", "cpu", "--data-dir", tmp_path, "--out", tmp_path / "run", "--seed", 3)
+    common = [*map(str, common), "--numbers.thresholds", "success", "0.5", "inform", "0.55"]
+    for flags in (*grids["ablation"].values(), *grids["parts"].values()):
+        config = parse([*common, *flags.split()])
+        # The step takes no threshold of another name. The others are the scaffold's own scores.
+        assert set(config.numbers.thresholds) == {"success", "inform"} & set(config.step.constraints), flags
 
 
 def test_dynamics_draws_every_stream_of_every_run(finished, tmp_path, monkeypatch):
