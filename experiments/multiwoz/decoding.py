@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ from morejax.training.reward_heads import head_logits
 from morejax.training.task import Ids, TurnPrompts
 
 COLUMNS = ("inform", "success", "bleu", "combined")
-Judge = Callable[[Sequence[Ids]], np.ndarray]
+# Rows of `features_of`.
+_BATCH = 256
 
 
 def consensus(replies: Sequence[Ids]) -> np.ndarray:
@@ -76,11 +77,18 @@ def choices(greedy: Sequence[Ids], drawn: Sequence[Sequence[Ids]], likely: np.nd
 
 def judged(parts: Parts, prompts: Sequence[TurnPrompts], drawn: Sequence[Sequence[Ids]]):
     """Mean log-likelihood and naturalness, f32[N, n] each, of n replies to each prompt."""
-    flat = [(prompt.direct, ids) for prompt, replies in zip(prompts, drawn, strict=True) for ids in replies]
-    asked, said = zip(*flat, strict=True)
-    logp, found = features(parts, parts.load("supervised"), asked, said)
-    shape = len(prompts), -1
-    return logp.reshape(shape), head_logits(*load_head(parts), found).reshape(shape)
+    params, head = parts.load("supervised"), load_head(parts)
+    likely, natural = [], []
+    with Progress("judged", len(prompts)) as bar:
+        # As many prompts at a time as a batch has rows, so that n full batches hold their replies.
+        for start in range(0, len(prompts), _BATCH):
+            some = zip(prompts[start : start + _BATCH], drawn[start : start + _BATCH], strict=True)
+            asked, said = zip(*((prompt.direct, ids) for prompt, replies in some for ids in replies), strict=True)
+            logp, found = features(parts, params, asked, said)
+            likely.append(logp.reshape(-1, len(drawn[0])))
+            natural.append(head_logits(*head, found).reshape(-1, len(drawn[0])))
+            bar.update(min(start + _BATCH, len(prompts)))
+    return np.concatenate(likely), np.concatenate(natural)
 
 
 def run(config: MultiwozConfig, options: argparse.Namespace) -> list[dict[str, Any]]:
