@@ -14,26 +14,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from decoding import consensus
+from tuning import tune
 
 from morejax.experiments.multiwoz.__main__ import parse
 from morejax.experiments.multiwoz.config import MultiwozConfig
 from morejax.experiments.multiwoz.parts import Parts
 from morejax.experiments.shared.systems import systems
 from morejax.models.split import Params
-from morejax.training import language_model
 from morejax.training.batching import Sequences
 from morejax.training.interrupt import Interrupted, StopRequest
 from morejax.training.progress import Progress
 from morejax.training.task import Ids
-
-COLUMNS = ("inform", "success", "bleu", "combined")
 
 
 def run(config: MultiwozConfig, options: argparse.Namespace) -> None:
@@ -50,29 +47,12 @@ def run(config: MultiwozConfig, options: argparse.Namespace) -> None:
         name, system = list(systems(parts).items())[-1]
         asked = _prompts(parts, options.split)
         replies = _chosen(parts, system.params, asked, options)
-        train, watched = _sequences(parts, asked, replies), _people(parts)
-        print("| model | loss | Inform | Success | BLEU | Combined | distinct 3-grams |\n|---|" + "---:|" * 6)
-        graphdef, pad = parts.language_model[0], parts.task.pad_id
+        train = _sequences(parts, asked, replies)
         numbers = replace(
             config.supervised, epochs=options.epochs, learning_rate=options.learning_rate, optimizer="adam"
         )
-        before = language_model.evaluate_loss(graphdef, system.params, watched, numbers, pad)
-        _show(parts, name, system.params, before)
-        with tempfile.TemporaryDirectory() as folder:
-            tuned, found = language_model.fit(
-                "supervised",
-                graphdef,
-                system.params,
-                train,
-                watched,
-                numbers,
-                run_dir=Path(folder),
-                seed=config.seed,
-                pad_id=pad,
-                drop_id=parts.task.drop_id,
-                stop=stop,
-            )
-        _show(parts, f"then {options.epochs:g} x {options.split}", tuned, found["dev_loss"])
+        after = f"then {options.epochs:g} x {options.split}"
+        tune(parts, stop, system.params, train, numbers, before=name, after=after)
 
 
 def _prompts(parts: Parts, split: str) -> list[Ids]:
@@ -111,17 +91,6 @@ def _sequences(parts: Parts, asked: Sequence[Ids], replies: Sequence[Ids]) -> Se
     return Sequences(tokens, marks)
 
 
-def _people(parts: Parts) -> Sequences:
-    examples = parts.task.examples(parts.select, reasoned=False)
-    return Sequences(tuple(e.sequence for e in examples), tuple(e.target_mask for e in examples))
-
-
-def _show(parts: Parts, name: str, params: Params, loss: float) -> None:
-    scores = parts.task.score(parts.decoding.predict(params, parts.select, label=name), parts.select)
-    cells = (f"{scores[key]:.2f}" for key in COLUMNS)
-    print(f"| {name} | {loss:.4f} | {' | '.join(cells)} | {scores['richness']['num_trigrams']} |", flush=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -134,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--learning-rate", type=float, default=3e-4, help="peak of the schedule of Adam")
     parser.add_argument("run", nargs="+", metavar="FLAG", help="behind --: the command of the run")
     options = parser.parse_args(arguments)
+    if options.replies and not options.replies.absolute().parent.is_dir():
+        parser.error(f"--replies {options.replies}: its folder is not there")
     if options.samples < 2:
         parser.error(f"--samples {options.samples}: at least 2 are needed to compare them")
     try:

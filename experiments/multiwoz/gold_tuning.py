@@ -11,20 +11,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+
+from tuning import people, tune
 
 from morejax.experiments.multiwoz.__main__ import parse
 from morejax.experiments.multiwoz.config import MultiwozConfig
 from morejax.experiments.multiwoz.parts import Parts
-from morejax.models.split import Params
-from morejax.training import language_model
-from morejax.training.batching import Sequences
 from morejax.training.interrupt import Interrupted, StopRequest
-
-COLUMNS = ("inform", "success", "bleu", "combined")
 
 
 def run(config: MultiwozConfig, options: argparse.Namespace) -> None:
@@ -36,38 +31,10 @@ def run(config: MultiwozConfig, options: argparse.Namespace) -> None:
     """
     with StopRequest() as stop:
         parts = Parts(config, stop, read_only=True)
-        params = parts.load("supervised")
-        train, watched = (_sequences(parts, part) for part in (options.split, parts.select))
-        print("| model | loss | Inform | Success | BLEU | Combined |\n|---|" + "---:|" * 5)
         numbers = replace(config.supervised, epochs=options.epochs, learning_rate=options.learning_rate)
-        graphdef, pad = parts.language_model[0], parts.task.pad_id
-        before = language_model.evaluate_loss(graphdef, params, watched, numbers, pad)
-        _show(parts, "supervised", params, before)
-        with tempfile.TemporaryDirectory() as folder:
-            tuned, found = language_model.fit(
-                "supervised",
-                graphdef,
-                params,
-                train,
-                watched,
-                numbers,
-                run_dir=Path(folder),
-                seed=config.seed,
-                pad_id=pad,
-                drop_id=parts.task.drop_id,
-                stop=stop,
-            )
-        _show(parts, f"then {options.epochs:g} x {options.split}", tuned, found["dev_loss"])
-
-
-def _sequences(parts: Parts, split: str) -> Sequences:
-    examples = parts.task.examples(split, reasoned=False)
-    return Sequences(tuple(e.sequence for e in examples), tuple(e.target_mask for e in examples))
-
-
-def _show(parts: Parts, name: str, params: Params, loss: float) -> None:
-    scores = parts.task.score(parts.decoding.predict(params, parts.select, label=name), parts.select)
-    print(f"| {name} | {loss:.4f} | {' | '.join(f'{scores[key]:.2f}' for key in COLUMNS)} |", flush=True)
+        params, train = parts.load("supervised"), people(parts, options.split)
+        after = f"then {options.epochs:g} x {options.split}"
+        tune(parts, stop, params, train, numbers, before="supervised", after=after)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

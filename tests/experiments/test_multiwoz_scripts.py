@@ -75,9 +75,25 @@ def test_tuning_on_a_split_starts_from_the_runs_own_model(tiny, finished, copy_o
     said = script(tiny, "gold_tuning.py", *flags, "--", *tiny.arguments(run))
     before, after = ([float(cell) for cell in line.split("|")[2:-1]] for line in said.splitlines()[2:])
     recorded = scores(run, "supervised", "dev")
-    assert before[1:] == pytest.approx([recorded[key] for key in SCORES], abs=0.006)
+    assert before[1:-1] == pytest.approx([recorded[key] for key in SCORES], abs=0.006)
     # What is learnt from is what is scored.
     assert after[0] < before[0]
+
+
+def test_a_policy_learns_its_own_consensus(tiny, finished, copy_of, tmp_path):
+    run, replies = copy_of(finished[0]), tmp_path / "replies.json"
+    flags = ("--split", "dev", "--samples", 2, "--replies", replies)
+    said = script(tiny, "consensus_tuning.py", *flags, "--epochs", 1, "--", *tiny.arguments(run))
+    before, after = ([float(cell) for cell in line.split("|")[2:-1]] for line in said.splitlines()[2:])
+    recorded = scores(run, "ppo", "dev")
+    assert before[1:-1] == pytest.approx([recorded[key] for key in SCORES], abs=0.006)
+    assert after != before
+    # Another split's replies are refused.
+    flags = ("--split", "test", *flags[2:])
+    command = [sys.executable, str(SCRIPTS / "consensus_tuning.py"), *map(str, flags), "--", *tiny.arguments(run)]
+    done = subprocess.run(command, env=tiny.environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2
+    assert f"--replies {replies}: {len(json.loads(replies.read_text()))} replies, expected" in done.stderr
 
 
 def test_the_ends_of_the_interpolation_are_the_runs_models(tiny, finished, copy_of, tmp_path):
