@@ -33,8 +33,9 @@ from morejax.rollout import SamplerConfig
 from morejax.tasks.multiwoz import tokenizer as vocabulary
 from morejax.tasks.multiwoz.annotations import read_schema
 from morejax.tasks.multiwoz.database import Database
+from morejax.tasks.multiwoz.dialogue_layout import serialiser_of
 from morejax.tasks.multiwoz.embedded import embedded_root
-from morejax.tasks.multiwoz.examples import ContextConfig, Ids, PromptTooLong, Serialiser
+from morejax.tasks.multiwoz.examples import ContextConfig, Earlier, Ids, PromptTooLong, Serialiser
 from morejax.tasks.multiwoz.layout import find_layout
 from morejax.tasks.multiwoz.lexicalise import lexicalise
 from morejax.tasks.multiwoz.normalise import normalise_slot, normalise_value
@@ -107,7 +108,7 @@ class Talker:
             before: state before it; end-to-end models read both.
         """
         prompt = self.serialiser.prompt(
-            earlier,
+            self._earlier(earlier, states),
             user,
             state,
             self.serialiser.db_ids(state, self.database),
@@ -129,9 +130,19 @@ class Talker:
     ) -> State:
         """The state that an end-to-end model writes."""
         assert self.write_state is not None
-        given = self._given(earlier, states)
-        prompt = self.serialiser.prompt(earlier, user, None, previous_state=before, given=given, where="conversation")
-        return self.serialiser.parse_state(self.write_state(prompt))
+        prompt = self.serialiser.prompt(
+            self._earlier(earlier, states),
+            user,
+            None,
+            previous_state=before,
+            given=self._given(earlier, states),
+            where="conversation",
+        )
+        return self.serialiser.state_after(self.write_state(prompt), before)
+
+    def _earlier(self, earlier: Sequence[tuple[str, str]], states: Sequence[State]) -> list[Earlier]:
+        told = [(user, reply, state) for (user, reply), state in zip(earlier, states, strict=True)]
+        return self.serialiser.earlier(told, self.database)
 
     def _given(self, earlier: Sequence[tuple[str, str]], states: Sequence[State]) -> Ids:
         return self.serialiser.given_ids([reply for _, reply in earlier], states)
@@ -271,7 +282,7 @@ def load_talker(
         )
     database = Database.load(layout.databases)
     context = _dataclass(ContextConfig, config["context"], run_dir)
-    serialiser = Serialiser(vocabulary.load_tokenizer(run_dir / "tokenizer"), context)
+    serialiser = serialiser_of(vocabulary.load_tokenizer(run_dir / "tokenizer"), context)
     system = system or _default_system(run_dir)
     graphdef, params = _load_model(run_dir, system)
 

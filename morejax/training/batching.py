@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,16 +14,24 @@ class SequenceBatch:
     """B sequences, right-aligned, so that all targets stand in the last R positions.
 
     tokens i32[B, L] and mask bool[B, L] (real tokens); targets bool[B, R]: is the token at L - R + r to be predicted?
+    Where targets are few among the last R tokens, `picked` i32[B, K] are the r of all of them, filled up with others.
     """
 
     tokens: np.ndarray
     mask: np.ndarray
     targets: np.ndarray
+    picked: np.ndarray | None = None
 
     @property
     def real_tokens(self) -> int:
         """Tokens that are not padding."""
         return int(self.mask.sum())
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """What a loss takes: tokens, mask, targets, and `picked` where there is one."""
+        most = (self.tokens, self.mask, self.targets)
+        return most if self.picked is None else (*most, self.picked)
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,7 @@ def epoch_batches(
     """
     random = np.random.default_rng([seed, epoch])
     plan: list[tuple[tuple[int, int], np.ndarray]] = []
+    widths = {key: picked_width(sequences, groups[key], key[1]) for key in groups}
     for key in sorted(groups):
         size = batch_size(key[0], tokens_per_batch, rows)
         order = random.permutation(groups[key])
@@ -113,7 +122,21 @@ def epoch_batches(
     for number in random.permutation(len(plan))[start:]:
         key, chosen = plan[number]
         noise = np.random.default_rng([seed, epoch, int(number)]) if drop else None
-        yield make_batch(sequences, chosen, key, pad_id, drop, drop_id, noise)
+        batch = make_batch(sequences, chosen, key, pad_id, drop, drop_id, noise)
+        yield batch if widths[key] == key[1] else replace(batch, picked=pick(batch.targets, widths[key]))
+
+
+def picked_width(sequences: Sequences, rows: np.ndarray, span: int, step: int = 32) -> int:
+    """K for sequences of one group: the most targets that one of them has, in multiples of `step`; R where that saves
+    less than a quarter of the R positions."""
+    most = max(sum(sequences.targets[row]) for row in rows)
+    width = -(-most // step) * step
+    return width if width <= 0.75 * span else span
+
+
+def pick(targets: np.ndarray, width: int) -> np.ndarray:
+    """i32[B, K]: the positions of the targets bool[B, R], in order, then others; K < R is at least their number."""
+    return np.argsort(~targets, axis=1, kind="stable")[:, :width].astype(np.int32)
 
 
 def batches_per_epoch(groups: dict[tuple[int, int], np.ndarray], tokens_per_batch: int, rows: int = 8) -> int:

@@ -93,19 +93,29 @@ def make_optimizer(config: LanguageModelConfig, steps: int) -> optax.GradientTra
 
 
 def target_loss(
-    graphdef: nnx.GraphDef, params: Params, tokens: jax.Array, mask: jax.Array, targets: jax.Array
+    graphdef: nnx.GraphDef,
+    params: Params,
+    tokens: jax.Array,
+    mask: jax.Array,
+    targets: jax.Array,
+    picked: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Mean negative log-likelihood of the targets, nats per token, and their number.
 
     Args:
         tokens, mask: i32[B, L], bool[B, L].
         targets: bool[B, R], which of the last R tokens are predicted; the head runs on those positions only.
+        picked: i32[B, K], on which of the R the head runs, all targets among them; None: on all.
     """
     model = merge(graphdef, params)
     span = targets.shape[1]
     hidden, _ = response_hidden(model, tokens, mask, tokens.shape[1] - span)
+    tokens = tokens[:, -span:]
+    if picked is not None:
+        hidden = jnp.take_along_axis(hidden, picked[..., None], axis=1)
+        tokens, targets = (jnp.take_along_axis(array, picked, axis=1) for array in (tokens, targets))
     logps = jax.nn.log_softmax(model.logits(hidden), axis=-1)
-    nll = -token_logp(logps, tokens[:, -span:])
+    nll = -token_logp(logps, tokens)
     count = targets.sum()
     return jnp.where(targets, nll, 0.0).sum() / jnp.maximum(count, 1), count
 
@@ -120,7 +130,7 @@ def fresh_state(params: Params, tx: optax.GradientTransformation, placement: Pla
 
 
 def compile_update(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, shardings: Any = None):
-    """(state, tokens, mask, targets) -> (state, loss, gradient norm), jitted, the state donated.
+    """(state, tokens, mask, targets[, picked]) -> (state, loss, gradient norm), jitted, the state donated.
 
     Args:
         graphdef, tx: model and optimizer.
@@ -128,9 +138,9 @@ def compile_update(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, sha
     """
 
     @partial(jax.jit, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None, None))
-    def update(state: LanguageModelState, tokens, mask, targets):
+    def update(state: LanguageModelState, *batch):
         def objective(params):
-            return target_loss(graphdef, params, tokens, mask, targets)[0]
+            return target_loss(graphdef, params, *batch)[0]
 
         loss, grads = jax.value_and_grad(objective)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -154,14 +164,14 @@ def evaluate_loss(
     size, rows = config.tokens_per_batch, _batch_rows(placement)
     groups = batching.bucket(sequences, size, step=config.bucket, rows=rows)
     batches = batching.epoch_batches(sequences, groups, size, seed=0, epoch=0, pad_id=pad, rows=rows)
-    parts = [loss_of(params, *placement.rows((batch.tokens, batch.mask, batch.targets))) for batch in batches]
+    parts = [loss_of(params, *placement.rows(batch.arrays)) for batch in batches]
     losses, counts = np.array([[float(loss), float(count)] for loss, count in parts]).T
     return float((losses * counts).sum() / counts.sum())
 
 
 @partial(jax.jit, static_argnums=0)
-def _loss(graphdef, params, tokens, mask, targets):
-    return target_loss(graphdef, params, tokens, mask, targets)
+def _loss(graphdef, params, *batch):
+    return target_loss(graphdef, params, *batch)
 
 
 def _compiled_loss(graphdef: nnx.GraphDef) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -240,8 +250,7 @@ def fit(
         Progress(stage, steps, start=start) as bar,
     ):
         for step, batch in enumerate(itertools.islice(batches, steps - start), start + 1):
-            arrays = placement.rows((batch.tokens, batch.mask, batch.targets))
-            state, loss, norm = update(state, *arrays)
+            state, loss, norm = update(state, *placement.rows(batch.arrays))
             seen += batch.real_tokens
             # Read the numbers of the step before: the device is never waited for.
             flush()

@@ -154,10 +154,11 @@ def _decoder(config: MultiwozConfig) -> DecoderConfig:
 
 
 def _check_length(model: DecoderConfig, context: ContextConfig) -> None:
-    if context.max_context + context.max_reply > model.max_length:
+    if context.longest > model.max_length:
+        held = f"--context.max-context {context.max_context} plus --context.max-reply {context.max_reply}"
         raise ValueError(
-            f"--model.max-length {model.max_length} does not hold --context.max-context {context.max_context} plus "
-            f"--context.max-reply {context.max_reply}"
+            f"--model.max-length {model.max_length} does not hold "
+            + (f"--context.window {context.window}" if context.window else held)
         )
 
 

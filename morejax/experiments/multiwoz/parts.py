@@ -23,8 +23,8 @@ from morejax.models.split import Params
 from morejax.sharding import make_mesh, mesh_from_text
 from morejax.tasks.multiwoz import tokenizer as vocabulary
 from morejax.tasks.multiwoz.dataset import load_corpus
+from morejax.tasks.multiwoz.dialogue_layout import serialiser_of
 from morejax.tasks.multiwoz.embedded import embedded_root
-from morejax.tasks.multiwoz.examples import Serialiser
 from morejax.tasks.multiwoz.records import Corpus, split_names
 from morejax.tasks.multiwoz.task import MultiwozTask
 from morejax.tasks.streams import StreamContext, get_stream
@@ -172,7 +172,7 @@ class Parts(RunParts):
         folder = self.dir / "tokenizer"
         hosts.on_main(lambda: self._train_tokenizer(folder))
         tokenizer = hosts.together(lambda: vocabulary.load_tokenizer(folder))
-        serialiser = Serialiser(tokenizer, self.config.context)
+        serialiser = serialiser_of(tokenizer, self.config.context)
         placeholders = vocabulary.placeholder_ids(tokenizer)
         context = StreamContext(self.corpus.database, None, placeholders, turn_by_turn=self.config.context.given)
         weak, exact_repeat = self.config.weak, self.config.exact_repeat

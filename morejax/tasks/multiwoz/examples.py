@@ -9,13 +9,15 @@ One sequence per system turn::
 far is there with `--context.given`, the previous state on the end-to-end track only, the acts for the scaffold only.
 Earlier system replies are delexicalised. On the policy track the prompt ends with `<response>` and holds the gold
 state; on the end-to-end track it ends with `<state>` and the model writes the state, closed by `<db>`.
+
+This is `--context.layout turn`; `dialogue_layout` has the other one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from morejax.tasks.multiwoz import tokenizer as vocabulary
 from morejax.tasks.multiwoz.canonical import PLACEHOLDERS
@@ -63,6 +65,11 @@ class ContextConfig:
             made an offer and which of the slots that can be requested it gave. The corpus's replies count while a
             model is taught, its own in rollouts and predictions, which then go turn by turn. On the policy track the
             utterances stay the corpus's, whatever the model has said.
+        layout: "turn" shows the last utterances and the whole state, a sequence for every turn; "dialogue" the dialogue
+            from its beginning (as far as the context reaches), every turn with its utterances and what it changed in
+            the state, and is learnt a dialogue at a time. `history` has no effect then.
+        window: layout "dialogue": most tokens of a sequence that is learnt; a longer dialogue is cut into several,
+            which repeat some turns as context. 0: `max_context` + `max_reply`, what a prompt and its reply take.
     """
 
     track: Literal["policy", "e2e"] = "policy"
@@ -71,13 +78,45 @@ class ContextConfig:
     max_reply: int = 64
     max_state: int = 96
     given: bool = False
+    layout: Literal["turn", "dialogue"] = "turn"
+    window: int = 0
 
     def __post_init__(self) -> None:
         if self.track not in ("policy", "e2e"):
             raise ValueError(f"--track is {self.track!r}, expected 'policy' or 'e2e'")
+        if self.layout not in ("turn", "dialogue"):
+            raise ValueError(f"--context.layout is {self.layout!r}, expected 'turn' or 'dialogue'")
         for name in ("history", "max_context", "max_reply", "max_state"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--context.{name} is {getattr(self, name)}, expected at least 1")
+        if self.window and (self.layout == "turn" or self.window < self.max_context + self.max_reply):
+            raise ValueError(
+                f"--context.window {self.window}: expected --context.layout dialogue and at least "
+                f"--context.max-context {self.max_context} plus --context.max-reply {self.max_reply}"
+            )
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of a sequence."""
+        return max(self.window, self.max_context + self.max_reply)
+
+
+class Earlier(NamedTuple):
+    """An earlier turn of a dialogue as prompts see it.
+
+    Attributes:
+        user: utterance.
+        reply: delexicalised.
+        state: after the utterance.
+        db: database counts of that state (layout "dialogue" only).
+        given: what the replies before it gave (layout "dialogue" with `given` only).
+    """
+
+    user: str
+    reply: str
+    state: State
+    db: Ids = ()
+    given: Ids = ()
 
 
 @dataclass(frozen=True)
@@ -199,6 +238,10 @@ class Serialiser:
                 state.setdefault(domain, {})[slot] = text
         return state
 
+    def state_after(self, ids: Iterable[int], before: State) -> State:
+        """The state that a model has written for a prompt, given the state before it."""
+        return self.parse_state(ids)
+
     def _state_pairs(self, ids: Iterable[int]) -> list[tuple[str, str, list[int]]]:
         pairs: list[tuple[str, str, list[int]]] = []
         domain, open_pair = None, False
@@ -266,9 +309,21 @@ class Serialiser:
 
     # Prompts
 
+    def earlier(
+        self, turns: Sequence[tuple[str, str, State]], database: Database, said: Sequence[str] | None = None
+    ) -> list[Earlier]:
+        """Earlier turns of a dialogue with all of them that prompts show.
+
+        Args:
+            turns: (user utterance, delexicalised reply, state after the utterance), oldest first.
+            database: answers the queries of their states.
+            said: replies that count as given, where those are not the ones that are shown.
+        """
+        return [Earlier(*turn) for turn in turns]
+
     def prompt(
         self,
-        earlier: Sequence[tuple[str, str]],
+        earlier: Sequence[Earlier],
         user: str,
         state: Mapping[str, Mapping[str, str]] | None,
         db: Ids = (),
@@ -282,7 +337,7 @@ class Serialiser:
         """The prompt of a turn.
 
         Args:
-            earlier: earlier turns as (user utterance, delexicalised system reply), oldest first.
+            earlier: earlier turns, oldest first.
             user: current user utterance.
             state: state after it; None on the end-to-end track while the state is still to be generated.
             db: database counts, as `db_ids` gives them; ignored when `state` is None.
@@ -333,8 +388,9 @@ class Serialiser:
         # and after the state has been written.
         return self.config.max_state + DATABASE_TOKENS + 1 + (0 if acts is None else 1 + len(acts))
 
-    def _dialogue_ids(self, earlier: Sequence[tuple[str, str]], user: str, budget: int) -> Ids:
-        utterances = [(role, text) for u, r in earlier for role, text in ((vocabulary.USER, u), (vocabulary.SYSTEM, r))]
+    def _dialogue_ids(self, earlier: Sequence[Earlier], user: str, budget: int) -> Ids:
+        spoken = [((vocabulary.USER, turn.user), (vocabulary.SYSTEM, turn.reply)) for turn in earlier]
+        utterances = [utterance for turn in spoken for utterance in turn]
         recent = [*utterances, (vocabulary.USER, user)][-self.config.history :]
         segments = [(self._id[role], *self.text_ids(text)) for role, text in recent]
         kept, size = [], 0
@@ -377,8 +433,7 @@ class Serialiser:
             PromptTooLong: a prompt or, on the end-to-end track, a gold state that does not fit.
         """
         dialogues = list(dialogues)
-        self.warm(text for d in dialogues for t in d.turns for text in (t.user, t.delex))
-        self.warm(v for d in dialogues for t in d.turns for slots in t.state.values() for v in slots.values())
+        self._warm(dialogues)
         made = [
             self.example(d, t, database, reasoned=reasoned, weak=d.id in weak)
             for d in dialogues
@@ -387,18 +442,22 @@ class Serialiser:
         self._count(examples=len(made))
         return made
 
+    def _warm(self, dialogues: Sequence[Dialogue]) -> None:
+        self.warm(text for d in dialogues for t in d.turns for text in (t.user, t.delex))
+        self.warm(v for d in dialogues for t in d.turns for slots in t.state.values() for v in slots.values())
+
     def example(
         self, dialogue: Dialogue, turn: int, database: Database, *, reasoned: bool, weak: bool = False
     ) -> Example:
         """The example of one system turn; see `examples`."""
         now: Turn = dialogue.turns[turn]
-        where = f"dialogue {dialogue.id}, turn {turn}"
+        where = place(dialogue, turn)
         state, db = self.state_ids(now.state), self.db_ids(now.state, database)
         acts = self.acts_ids(now.acts) if reasoned else None
         generated = self.config.track == "e2e"
         before = dialogue.turns[:turn]
         prompt = self.prompt(
-            [(t.user, t.delex) for t in before],
+            self.earlier([(t.user, t.delex, t.state) for t in before], database),
             now.user,
             None if generated else now.state,
             db,
@@ -420,11 +479,17 @@ class Serialiser:
         return Example(dialogue.id, turn, prompt, reply, state, acts or (), sequence, mask)
 
     def _check_state(self, state: Ids, where: str) -> None:
+        """Of a state that the model is to write."""
         if len(state) + 1 > self.config.max_state:
             raise PromptTooLong(
                 f"{where}: the state and its closing <db> take {len(state) + 1} tokens, "
                 f"--context.max-state is {self.config.max_state}"
             )
+
+
+def place(dialogue: Dialogue, turn: int) -> str:
+    """Of a turn, for messages."""
+    return f"dialogue {dialogue.id}, turn {turn}"
 
 
 def _readable(slot: str, value: str) -> bool:

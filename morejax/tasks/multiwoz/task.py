@@ -10,8 +10,8 @@ import numpy as np
 
 from morejax.tasks.multiwoz import rewards  # noqa: F401  (registers the streams)
 from morejax.tasks.multiwoz import tokenizer as vocabulary
-from morejax.tasks.multiwoz.examples import Example, Ids, Serialiser
-from morejax.tasks.multiwoz.records import Corpus, Dialogue, State
+from morejax.tasks.multiwoz.examples import Earlier, Ids, Serialiser
+from morejax.tasks.multiwoz.records import Corpus, Dialogue, State, Turn
 from morejax.tasks.multiwoz.scorer import derive_scoring_data, score
 from morejax.tasks.streams import (
     SampledBatch,
@@ -99,7 +99,7 @@ class MultiwozTask:
         """Token that hides a dropped one."""
         return self.pad_id
 
-    def examples(self, splits: str, *, reasoned: bool = False) -> list[Example]:
+    def examples(self, splits: str, *, reasoned: bool = False) -> list[Any]:
         """Sequences to learn from; beside weakly annotated dialogues the exact ones come `exact_repeat` times."""
         weak = {dialogue.id for dialogue in self.corpus.dialogues(self.weak)} if self.weak else set()
         dialogues, database = self.corpus.dialogues(splits), self.corpus.database
@@ -134,9 +134,7 @@ class MultiwozTask:
         index = len(replies)
         turn, state, before = dialogue.turns[index], states[index], dialogue.turns[:index]
         shared: dict[str, Any] = dict(
-            earlier=[
-                (t.user, t.delex if self.track == "policy" else reply) for t, reply in zip(before, replies, strict=True)
-            ],
+            earlier=self._earlier(before, replies),
             user=turn.user,
             state=state,
             db=self.serialiser.db_ids(state, self.corpus.database),
@@ -152,6 +150,12 @@ class MultiwozTask:
             self.serialiser.reply_ids(turn.delex),
             state,
         )
+
+    def _earlier(self, turns: Sequence[Turn], said: Sequence[str]) -> list[Earlier]:
+        """Earlier turns after the model said this in them; on the policy track the corpus's replies are shown."""
+        shown = [turn.delex for turn in turns] if self.track == "policy" else said
+        told = [(turn.user, reply, turn.state) for turn, reply in zip(turns, shown, strict=True)]
+        return self.serialiser.earlier(told, self.corpus.database, said)
 
     def sampled(
         self,
@@ -237,9 +241,9 @@ class MultiwozTask:
 
     def _own_history(self, dialogue: Dialogue, said: list[dict[str, Any]]) -> dict[str, Any]:
         """Prompt arguments of the next turn when the system's earlier replies and states are the model's."""
-        earlier = [(turn.user, own["response"]) for turn, own in zip(dialogue.turns, said, strict=False)]
+        earlier = [(turn.user, own["response"], own["state"]) for turn, own in zip(dialogue.turns, said, strict=False)]
         return dict(
-            earlier=earlier,
+            earlier=self.serialiser.earlier(earlier, self.corpus.database),
             user=dialogue.turns[len(said)].user,
             previous_state=said[-1]["state"] if said else {},
             given=self.serialiser.given_ids([own["response"] for own in said], [own["state"] for own in said]),
@@ -249,14 +253,15 @@ class MultiwozTask:
     def track_states(self, contexts: Sequence[dict[str, Any]], generate_state: Generate) -> list[State]:
         """States that the model writes for prompt arguments without a state."""
         prompts = [self.serialiser.prompt(**context, state=None) for context in contexts]
-        return [self.serialiser.parse_state(ids) for ids in generate_state(prompts)]
+        before = [context["previous_state"] for context in contexts]
+        return list(map(self.serialiser.state_after, generate_state(prompts), before))
 
     def corpus_history(self, dialogue: Dialogue) -> Iterator[dict[str, Any]]:
         """Prompt arguments of every turn when history and the state before are the corpus's."""
         for index, turn in enumerate(dialogue.turns):
             before = dialogue.turns[:index]
             yield dict(
-                earlier=[(t.user, t.delex) for t in before],
+                earlier=self._earlier(before, [t.delex for t in before]),
                 user=turn.user,
                 previous_state=before[-1].state if before else {},
                 given=self.serialiser.given_ids([t.delex for t in before], [t.state for t in before]),
