@@ -9,37 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from morejax import hosts
 from morejax.config import StepConfig
-from morejax.models.response import response_hidden, response_values
-from morejax.models.split import Bound, Params, merge
-from morejax.rollout import Rollout, Sample, SamplerConfig, compile_sampler, token_logp
+from morejax.models.split import Params
+from morejax.rollout import Rollout, Sample, SamplerConfig, compile_sampler
 from morejax.state import TrainState
+from morejax.training.assess import Assessment, Frozen
 from morejax.training.batching import left_pad
 from morejax.training.placement import ONE_DEVICE, Placement
-from morejax.training.reward_heads import judge, pack
+from morejax.training.reward_heads import pack
 from morejax.training.task import Task, TurnPrompts
 from morejax.training.turn_by_turn import BLOCK, sample_turn_by_turn
 
 if TYPE_CHECKING:
     from morejax.tasks.streams import StackedStreams
     from morejax.training.ppo_config import PPOConfig
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """Models that PPO reads and never changes."""
-
-    graphdef: nnx.GraphDef
-    """Structure of reference and language model (no critic)."""
-    reference: Params
-    """The scaffold, or the supervised model (`ref_context`)."""
-    language_model: Params
-    """The supervised model: fluency, and the trunk of the naturalness head."""
-    head_graphdef: nnx.GraphDef
-    head: Params
 
 
 @dataclass(frozen=True)
@@ -62,35 +47,6 @@ def static_shapes(
         return -(-size // multiple) * multiple
 
     return Shapes(turns, longest("direct"), longest("reasoned"), reply)
-
-
-def compile_assess(graphdef: nnx.GraphDef | Bound, frozen: Frozen, step: StepConfig, shapes: Shapes):
-    """A jitted (params, values, reference, language model, head, tokens, mask, ref tokens, ref mask) -> dict of arrays.
-
-    values f32[S, T, H], computed here unless the sampler gave them, None without a critic; logp_ref f32[S, T];
-    ref_logps f32[S, T, V] when the KL is exact; lm_logp, natural f32[S].
-    """
-
-    def assess(params, values, reference, language_model, head, tokens, mask, ref_tokens, ref_mask):
-        if values is None and "value" in params:
-            model = merge(graphdef, params)
-            _, read = response_hidden(model, tokens, mask, shapes.context)
-            values = response_values(model, tokens, mask, read, shapes.context)
-        ref = merge(frozen.graphdef, reference)
-        ref_hidden, _ = response_hidden(ref, ref_tokens, ref_mask, shapes.reasoned)
-        ref_logps = jax.nn.log_softmax(ref.logits(ref_hidden), axis=-1)
-        lm_logp, natural = judge(
-            frozen.graphdef, frozen.head_graphdef, language_model, head, tokens, mask, shapes.context
-        )
-        out = {
-            "values": values,
-            "logp_ref": token_logp(ref_logps, tokens[:, shapes.context :]),
-            "lm_logp": lm_logp,
-            "natural": natural,
-        }
-        return out | ({"ref_logps": ref_logps} if step.kl == "full" else {})
-
-    return jax.jit(assess)
 
 
 def score_replies(
@@ -269,7 +225,7 @@ class Sampler:
         # Read once: whether later turns count decides what a rollout holds, and so what is compiled.
         self._over_turns = bool((hosts.to_host(state.hyper.gamma_turn) > 0).any())
         self._sample = placement.sampler(compile_sampler(state.structure, settings))
-        self._assess = compile_assess(state.structure, frozen, step, shapes)
+        self._assess = Assessment(state.structure, frozen, step, shapes.reply, placement)
 
     def __call__(self, params: Params, prompts: Sequence[TurnPrompts], key: jax.Array) -> tuple[Rollout, int]:
         """One rollout of the policy on these prompts."""
@@ -301,9 +257,7 @@ class Sampler:
             ref_tokens, ref_mask = pack(sources, replies, shapes.reasoned, shapes.reply, pad, shapes.turns)
         else:
             ref_tokens, ref_mask = tokens, mask
-        frozen = self.frozen
-        placed = self.placement.rows((tokens, mask, ref_tokens, ref_mask))
-        assessed = self._assess(params, sample.values, frozen.reference, frozen.language_model, frozen.head, *placed)
+        assessed = self._assess(params, sample.values, tokens, mask, ref_tokens, ref_mask)
         return build_rollout(
             self.task,
             prompts,

@@ -14,6 +14,8 @@ from morejax.training.task import Ids, Task, TurnPrompts
 
 BLOCK = 32
 """Replies of a call: few enough that late turns, which few dialogues have, are not mostly filling."""
+STEP = 64
+"""Contexts of a call are rounded up to a multiple of it: early turns have short ones."""
 
 Draw = Callable[[np.ndarray, np.ndarray, jax.Array], Sample]
 """Prompts i32[B, C], their mask and a key -> replies; parameters and sampler are bound."""
@@ -32,14 +34,14 @@ def sample_turn_by_turn(
 ) -> tuple[list[TurnPrompts], Sample]:
     """First turns of all dialogues, then second turns after what was said in the first, and so on.
 
-    Between two turns the replies are read on the host: they decide the next prompts. Blocks of a fixed size keep it at
-    one compiled shape.
+    Between two turns the replies are read on the host: they decide the next prompts. Blocks of a fixed size and few
+    lengths keep it at few compiled shapes.
 
     Args:
         draw: the sampler.
         task: makes the prompts of a turn after given replies.
         prompts: of whole dialogues, those of a dialogue together, in order.
-        context: C, static length of a prompt.
+        context: C, the most that prompts are padded to.
         rows: S, of the result, at least as many as prompts.
         key: one for the rollout.
         block: replies of a call.
@@ -58,7 +60,8 @@ def sample_turn_by_turn(
             dialogue = prompts[first : _end(prompts, first)]
             made[row] = task.prompts_after(dialogue, replies[first:row])
         filled = [made[row].direct for row in here] + [made[here[0]].direct] * (width - len(here))
-        drawn = hosts.to_host(draw(*left_pad(filled, context, task.pad_id), jax.random.fold_in(key, number)))
+        length = min(context, -(-max(map(len, filled)) // STEP) * STEP)
+        drawn = hosts.to_host(draw(*left_pad(filled, length, task.pad_id), jax.random.fold_in(key, number)))
         for place, found in enumerate(drawn):
             if found is not None:
                 whole = arrays[place]

@@ -15,6 +15,8 @@ from morejax.training.batching import (
     epoch_batches,
     left_pad,
     make_batch,
+    pick,
+    picked_width,
 )
 
 PAD, DROPPED = 0, 1
@@ -51,6 +53,29 @@ def test_one_batch_by_hand():
     assert batch.mask.tolist() == [[False] * 3 + [True] * 3, [False] + [True] * 5]
     assert batch.targets.tolist() == [[False, False, True], [False, True, True]]
     assert batch.real_tokens == 8
+
+
+def scattered(count, length, every):
+    """Sequences in which every so-many-th token from the 10th on is a target."""
+    marks = tuple(i >= 10 and (i - 10) % every == 0 for i in range(length))
+    return Sequences(tuple((10 + i,) * length for i in range(count)), (marks,) * count)
+
+
+def test_the_head_runs_where_the_targets_are():
+    targets = np.array([[True, False, False, True], [False, False, True, False]])
+    assert pick(targets, 2).tolist() == [[0, 3], [2, 0]]
+    rows = np.arange(3)
+    # 30 of 118 positions are targets: 32 are enough. 59 take 64, more than half, and 118 take all.
+    assert picked_width(scattered(3, 128, 4), rows, 118) == 32
+    assert picked_width(scattered(3, 128, 2), rows, 118) == 64
+    assert picked_width(scattered(3, 128, 1), rows, 118) == 118
+    few = batches(scattered(16, 128, 4))
+    assert {batch.picked.shape for batch in few} == {(8, 32)}
+    for batch in few:
+        held = np.take_along_axis(batch.targets, batch.picked, axis=1)
+        assert held.sum() == batch.targets.sum() == 8 * 30
+        assert [len(batch.arrays), batch.arrays[-1] is batch.picked] == [4, True]
+    assert all(batch.picked is None and len(batch.arrays) == 3 for batch in batches(scattered(16, 128, 1)))
 
 
 def test_an_epoch_holds_every_sequence(mixed):

@@ -106,6 +106,20 @@ def test_loss_is_the_mean_over_targets(model):
     assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_loss_and_gradient_are_the_same_with_the_head_on_the_targets_alone(model):
+    graphdef, params = model
+    tokens, mask = np.arange(1, 25).reshape(2, 12) % VOCAB, np.ones((2, 12), bool)
+    targets = np.array([[True, False, False, True, False, False], [False, True, False, False, False, False]])
+    picked = np.array([[0, 3], [1, 0]])
+    graded = jax.jit(jax.value_and_grad(target_loss, argnums=1, has_aux=True), static_argnums=0)
+    (loss, count), grads = graded(graphdef, params, tokens, mask, targets)
+    (found, same), found_grads = graded(graphdef, params, tokens, mask, targets, picked)
+    assert count == same == 3
+    assert found == pytest.approx(float(loss), rel=1e-6)
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(found_grads), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
 def test_a_model_that_knows_nothing_pays_log_v(model):
     graphdef, params = model
     zeros = jax.tree.map(jnp.zeros_like, params)

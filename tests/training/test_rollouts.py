@@ -15,6 +15,7 @@ import pytest
 from morejax.models.split import merge, whole
 from morejax.rollout import Sample, token_logp
 from morejax.sharding import make_mesh
+from morejax.training import assess, turn_by_turn
 from morejax.training.placement import ONE_DEVICE, Placement
 from morejax.training.rollouts import Sampler, Shapes, build_rollout, plan, positions, static_shapes
 
@@ -196,3 +197,38 @@ def test_turn_by_turn_a_mesh_draws_what_one_device_draws(models, shards):
     for name in ("logp_old", "values_old", "logp_ref"):
         left, right = (getattr(one, name)[mask] for one in drawn)
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+
+
+# Groups of like length
+
+
+def test_rows_are_grouped_by_length(monkeypatch):
+    monkeypatch.setattr(assess, "GROUP", 2)
+    monkeypatch.setattr(assess, "STEP", 4)
+    groups = assess.by_length(np.array([5, 1, 8, 4]))
+    assert [(rows.tolist(), length) for rows, length in groups] == [([1, 3], 4), ([0, 2], 8)]
+    # What does not fill such groups, or is one, stays together.
+    ((rows, length),) = assess.by_length(np.array([5, 1, 8]))
+    assert (rows.tolist(), length) == ([0, 1, 2], 8)
+    assert len(assess.by_length(np.array([5, 1]))) == 1
+
+
+@pytest.mark.parametrize("task", [Task, TurnByTurn])
+def test_what_is_said_of_a_row_does_not_depend_on_its_group(models, task, monkeypatch):
+    *_, frozen = models
+    params = models[1]
+    prompts = [*dialogues()[0], *dialogues()[1], *dialogues()[2]][:8]
+    found = []
+    for group, step in ((64, 64), (2, 2)):
+        monkeypatch.setattr(assess, "GROUP", group)
+        monkeypatch.setattr(assess, "STEP", step)
+        monkeypatch.setattr(turn_by_turn, "STEP", step)
+        sampler = Sampler(task(), fresh_state(models), frozen, STEP, SHAPES, LOOP)
+        rollout, _ = sampler(params, prompts, jax.random.key(3))
+        found.append(jax.tree.map(np.asarray, rollout))
+    whole, parts = found
+    np.testing.assert_array_equal(whole.tokens, parts.tokens)
+    np.testing.assert_array_equal(whole.objectives, parts.objectives)
+    for name in ("values_old", "logp_ref", "logp_old", "ref_logps"):
+        one, other = (getattr(rollout, name)[whole.resp_mask] for rollout in found)
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""A dialogue as one sequence: laid out as documented, learnt as it is asked, cut turn by turn, states told by change."""
+"""A dialogue as one sequence: laid out as documented, learnt as it is asked, cut by turns, states told by change."""
 
 from __future__ import annotations
 

@@ -7,7 +7,14 @@ import time
 import pytest
 
 from morejax.tasks.multiwoz import tokenizer as vocabulary
-from morejax.tasks.multiwoz.examples import DATABASE_TOKENS, ContextConfig, ContextStats, PromptTooLong, Serialiser
+from morejax.tasks.multiwoz.examples import (
+    DATABASE_TOKENS,
+    ContextConfig,
+    ContextStats,
+    Earlier,
+    PromptTooLong,
+    Serialiser,
+)
 from morejax.tasks.multiwoz.reader import read_corpus
 from morejax.tasks.multiwoz.records import Act, Dialogue, Turn
 
@@ -124,7 +131,7 @@ def test_the_mark_takes_its_place_from_the_utterances(tokenizer):
 
 def test_e2e_prompt_with_a_state_keeps_the_same_utterances(tokenizer):
     s = serialiser(tokenizer, "e2e", history=5, max_context=62, max_state=30)
-    earlier = [(t.user, t.delex) for t in DIALOGUE.turns[:2]]
+    earlier = s.earlier([(t.user, t.delex, t.state) for t in DIALOGUE.turns[:2]], DATABASE)
     before = s.prompt(earlier, DIALOGUE.turns[2].user, None, previous_state={})
     db = s.db_ids(STATE, DATABASE)
     after = s.prompt(earlier, DIALOGUE.turns[2].user, STATE, db, previous_state={})
@@ -252,7 +259,7 @@ def test_what_was_given_stands_first_by_domain_in_a_fixed_order(tokenizer):
     assert s.given_ids(["[name]", "hello ."], [{}, hotel]) == ()
     assert Serialiser(tokenizer, ContextConfig()).given_ids(replies, [hotel, hotel, both, both]) == ()
     given = s.given_ids(["[name]"], [hotel])
-    prompt = s.prompt([("hi", "[name]")], "thanks", hotel, (), given=given)
+    prompt = s.prompt([Earlier("hi", "[name]", hotel)], "thanks", hotel, (), given=given)
     assert words(tokenizer, prompt).startswith("<hotel><name><user>")
     # It gives way before the utterance that is to be answered does, and never ends a run.
     least = len(s.prompt([], "thanks", hotel, ()))
