@@ -13,12 +13,14 @@ import orbax.checkpoint as ocp
 import pytest
 from transformers import AutoTokenizer
 
+from morejax import chat
 from morejax.evaluate import evaluate_file
 from morejax.experiments.multiwoz.__main__ import main
 from morejax.export import load_run
 from morejax.export import main as export
 from morejax.models import hf
 from morejax.tasks.multiwoz import tokenizer as vocabulary
+from morejax.tasks.multiwoz.reader import read_corpus
 from morejax.training.writers import read_stages
 
 pytestmark = pytest.mark.slow
@@ -98,6 +100,11 @@ END_TO_END = (
     # What was given before decides the prompts: rollouts, too, go turn by turn then.
     "--context.given",
 )
+# Whole dialogues as sequences, on the other track.
+WHOLE_DIALOGUES = (
+    *("--model.max-length", "320", "--context.layout", "dialogue", "--context.window", "320", "--fit", "dev"),
+    *("--eval-splits", "dev", "--ppo.iterations", "1", "--ppo.eval-every", "0"),
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,6 +114,8 @@ def started(tiny, beside, tmp_path_factory, request):
     wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
     if "end_to_end" in wanted:
         futures["end to end"] = beside.submit(tiny.run, root / "e2e", *END_TO_END)
+    if "whole_dialogues" in wanted:
+        futures["whole dialogues"] = beside.submit(tiny.run, root / "dialogues", *WHOLE_DIALOGUES)
     if wanted & {"variants", "two_devices"}:
         prepared = request.getfixturevalue("prepared")
         for name in (*VARIANTS, "two devices"):
@@ -129,6 +138,12 @@ def two_devices(started):
 def end_to_end(started):
     root, futures = started
     return root / "e2e", futures["end to end"].result()
+
+
+@pytest.fixture(scope="module")
+def whole_dialogues(started):
+    root, futures = started
+    return root / "dialogues", futures["whole dialogues"].result()
 
 
 # What a run leaves
@@ -453,6 +468,19 @@ def test_end_to_end_track(end_to_end, tiny):
         assert 0 <= row["dst"]["joint_accuracy"] <= 100
     again = evaluate_file(run / "predictions" / "dev.json", tiny.corpus, "dev")
     assert again["dst"] == results["scores"][-1]["dst"]
+
+
+def test_whole_dialogues_are_learnt_and_answered(whole_dialogues, tiny):
+    run, done = whole_dialogues
+    assert done.returncode == 0, done.stderr
+    predictions = read(run / "predictions" / "dev.json")
+    assert [row["dialogues"] for row in read(run / "results.json")["scores"]] == [len(predictions)] * 3
+    # What the run says to a user who begins like the first dialogue is what it predicts for that dialogue's first turn.
+    first, *_ = read_corpus(tiny.corpus).dialogues("dev")
+    conversation = chat.Conversation(chat.load_talker(run))
+    tracked = first.turns[0]
+    said, _ = conversation.talker.reply([], [], tracked.user, tracked.state, {})
+    assert said == predictions[first.id][0]["response"]
 
 
 # Mistakes
