@@ -62,12 +62,13 @@ def _prompts(parts: Parts, split: str) -> list[Ids]:
 def _chosen(parts: Parts, params: Params, asked: Sequence[Ids], options: argparse.Namespace) -> list[Ids]:
     """The consensus reply to every prompt, from the file where it is there."""
     if options.replies and options.replies.is_file():
-        replies = [tuple(ids) for ids in json.loads(options.replies.read_text())]
-        if len(replies) != len(asked):
+        kept = json.loads(options.replies.read_text())
+        found, expected = ((kept["split"], len(kept["replies"])), (options.split, len(asked)))
+        if found != expected:
             raise ValueError(
-                f"--replies {options.replies}: {len(replies)} replies, {len(asked)} turns: another split's"
+                f"--replies {options.replies}: {found[1]} replies to {found[0]}, expected {expected[1]} to {expected[0]}"
             )
-        return replies
+        return [tuple(ids) for ids in kept["replies"]]
     sampler = parts.decoding.generator(temperature=options.temperature, samples=options.samples)
     with Progress("drawn", len(asked)) as bar:
         drawn = sampler(params, asked, seed=options.seed, progress=bar)
@@ -78,7 +79,7 @@ def _chosen(parts: Parts, params: Params, asked: Sequence[Ids], options: argpars
             replies.append(tuple(int(token) for token in some[int(np.argmax(consensus(some)))]))
             bar.update(len(replies))
     if options.replies:
-        options.replies.write_text(json.dumps(replies))
+        options.replies.write_text(json.dumps({"split": options.split, "replies": replies}))
     return replies
 
 

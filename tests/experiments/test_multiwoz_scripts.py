@@ -93,7 +93,8 @@ def test_a_policy_learns_its_own_consensus(tiny, finished, copy_of, tmp_path):
     command = [sys.executable, str(SCRIPTS / "consensus_tuning.py"), *map(str, flags), "--", *tiny.arguments(run)]
     done = subprocess.run(command, env=tiny.environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
-    assert f"--replies {replies}: {len(json.loads(replies.read_text()))} replies, expected" in done.stderr
+    count = len(json.loads(replies.read_text())["replies"])
+    assert f"--replies {replies}: {count} replies to dev, expected" in done.stderr
 
 
 def test_the_ends_of_the_interpolation_are_the_runs_models(tiny, finished, copy_of, tmp_path):
