@@ -66,7 +66,8 @@ def _chosen(parts: Parts, params: Params, asked: Sequence[Ids], options: argpars
         found, expected = ((kept["split"], len(kept["replies"])), (options.split, len(asked)))
         if found != expected:
             raise ValueError(
-                f"--replies {options.replies}: {found[1]} replies to {found[0]}, expected {expected[1]} to {expected[0]}"
+                f"--replies {options.replies}: {found[1]} replies to {found[0]}, "
+                f"expected {expected[1]} to {expected[0]}"
             )
         return [tuple(ids) for ids in kept["replies"]]
     sampler = parts.decoding.generator(temperature=options.temperature, samples=options.samples)
