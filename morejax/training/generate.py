@@ -80,12 +80,14 @@ class Generator:
         return replies
 
     def _groups(self, prompts: Sequence[Ids], order: list[int]) -> list[list[int]]:
-        """Runs of at most `batch` prompts whose rounded length is the same."""
+        """Runs of at most `batch` prompts whose rounded length is the same; less than half a batch of one length goes
+        with the next longer ones, since a batch that has to be filled up costs more than padding does."""
         groups: list[list[int]] = []
         last = None
         for row in order:
             length = -(-len(prompts[row]) // self.step)
-            if not groups or length != last or len(groups[-1]) == self.batch:
+            full = not groups or len(groups[-1]) == self.batch
+            if full or (length != last and 2 * len(groups[-1]) >= self.batch):
                 groups.append([])
             groups[-1].append(row)
             last = length

@@ -47,7 +47,9 @@ class Decoding(decoding.Decoding):
         placement: Placement = ONE_DEVICE,
     ):
         reasoning = task.serialiser.token(vocabulary.ACTS), MAX_ACTS, task.split_reasoned
-        super().__init__(graphdef, task, context.max_reply, reasoning, stop, placement)
+        # Turn by turn few dialogues are left in late turns: calls that are filled up should be small ones.
+        few = task.turn_by_turn or task.track == "e2e"
+        super().__init__(graphdef, task, context.max_reply, reasoning, stop, placement, batch=32 if few else 128)
         self._max_state = context.max_state
 
     @cached_property

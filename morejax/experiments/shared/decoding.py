@@ -34,9 +34,10 @@ class PlacedGenerator(Generator):
         placement: Placement,
         *,
         step: int,
+        batch: int,
         between: Callable[[], None],
     ):
-        super().__init__(graphdef, config, batch=placement.whole_rows(128), step=step, between=between)
+        super().__init__(graphdef, config, batch=placement.whole_rows(batch), step=step, between=between)
         sample = placement.sampler(self._sampler)
         if placement.mesh is not None:
             self._sampler = lambda *arguments: hosts.to_host(sample(*arguments))
@@ -53,6 +54,7 @@ class Decoding:
         stop: flag of the signal handler. Decoding is left at once, its stage starts again, except `uninterrupted`.
         placement: where parameters lie and prompts are cut.
         step: prompts are padded to multiples of this, and each such length is compiled once.
+        batch: prompts of a call.
     """
 
     def __init__(
@@ -64,10 +66,11 @@ class Decoding:
         stop: StopRequest,
         placement: Placement = ONE_DEVICE,
         step: int = 32,
+        batch: int = 128,
     ):
         self._graphdef, self._task, self._max_reply, self._stop = graphdef, task, max_reply, stop
         self._opens, self._max_reasoning, self._split = reasoning
-        self._placement, self._step = placement, step
+        self._placement, self._step, self._batch = placement, step, batch
         self._may_stop = True
 
     @contextlib.contextmanager
@@ -88,7 +91,12 @@ class Decoding:
         task = self._task
         greedy = SamplerConfig(self._max_reply, temperature=0.0, eos_id=task.eos_id, pad_id=task.pad_id)
         return PlacedGenerator(
-            self._graphdef, replace(greedy, **settings), self._placement, step=self._step, between=self._between_batches
+            self._graphdef,
+            replace(greedy, **settings),
+            self._placement,
+            step=self._step,
+            batch=self._batch,
+            between=self._between_batches,
         )
 
     @cached_property
