@@ -129,7 +129,8 @@ def _choose(
     logits: jax.Array, uniform: jax.Array, seen: jax.Array | None, config: SamplerConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Tokens i32[B], and their log-probabilities under the tempered policy and under what they are drawn from."""
-    drawn_from = logits if seen is None else penalise(logits, seen, config.repetition_penalty)
+    drawn_from = logits.at[:, config.eos_id].add(-config.end_penalty) if config.end_penalty else logits
+    drawn_from = drawn_from if seen is None else penalise(drawn_from, seen, config.repetition_penalty)
     if config.temperature == 0:
         token = jnp.argmax(drawn_from, axis=-1).astype(jnp.int32)
         return token, _logp(logits, token), jnp.zeros(token.shape)

@@ -1,7 +1,8 @@
-"""From logits to a token: temperature, repetition penalty, top-k, top-p, min-p, and the draw itself."""
+"""From logits to a token: penalties, temperature, top-k, top-p, min-p, and the draw itself."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -14,8 +15,9 @@ import jax.numpy as jnp
 class SamplerConfig:
     """How replies are drawn.
 
-    The logits pass `repetition_penalty`, `temperature`, `top_k`, `top_p` and `min_p` in this order, which is that of
-    `transformers`. What is off costs nothing: settings are static, and an unused filter is not in the program.
+    The logits pass `end_penalty`, `repetition_penalty`, `temperature`, `top_k`, `top_p` and `min_p` in this order,
+    which is that of `transformers` but for the first. What is off costs nothing: settings are static, and an unused filter is
+    not in the program.
     """
 
     max_new_tokens: int = 48
@@ -37,6 +39,8 @@ class SamplerConfig:
     repetition_penalty: float = 1.0
     """Divides positive and multiplies negative logits of tokens that the prompt or the reply already holds
     [arXiv 1909.05858]; 1: no penalty."""
+    end_penalty: float = 0.0
+    """Taken off the logit of the end token, nats at temperature 1: above 0 replies get longer, below 0 shorter."""
     samples: int = 1
     """Replies to each prompt; they stand behind one another, and their prompt is read once."""
     logp_drawn: bool = False
@@ -57,6 +61,8 @@ class SamplerConfig:
             raise ValueError(f"SamplerConfig.min_p must be between 0 and 1: {self.min_p}")
         if self.repetition_penalty <= 0:
             raise ValueError(f"SamplerConfig.repetition_penalty must be above 0: {self.repetition_penalty}")
+        if not math.isfinite(self.end_penalty):
+            raise ValueError(f"SamplerConfig.end_penalty must be a finite number: {self.end_penalty}")
         if self.samples < 1:
             raise ValueError(f"SamplerConfig.samples must be at least 1: {self.samples}")
         if self.cache_dtype not in (None, "float32", "bfloat16"):
@@ -65,7 +71,9 @@ class SamplerConfig:
     @property
     def filtered(self) -> bool:
         """Is the distribution drawn from another than the (tempered) policy's?"""
-        return self.repetition_penalty != 1 or self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+        return (
+            self.end_penalty != 0 or self.repetition_penalty != 1 or self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+        )
 
 
 def penalise(logits: jax.Array, seen: jax.Array, penalty: float) -> jax.Array:

@@ -206,11 +206,11 @@ def test_one_token_at_most(core, sampler, prompts):
 
 # ---- filters, samples, cache -------------------------------------------------------------------------------------
 
-FILTERED = {"temperature": 1.3, "repetition_penalty": 1.4, "top_k": 6, "top_p": 0.9, "min_p": 0.02}
+FILTERED = {"temperature": 1.3, "end_penalty": 0.8, "repetition_penalty": 1.4, "top_k": 6, "top_p": 0.9, "min_p": 0.02}
 
 
 def test_both_log_probabilities_are_the_teacher_forced_ones(core, sampler, prompts):
-    """The policy's own (tempered), and those of what was drawn from: penalty, temperature, top-k, top-p, min-p."""
+    """The policy's own (tempered), and those of what was drawn from: penalties, temperature, top-k, top-p, min-p."""
     one = sampler(logp_drawn=True, **FILTERED)
     logits, _ = teacher_forced(core, one, prompts)
     tokens, valid = np.asarray(one.drawn.tokens), np.asarray(one.drawn.mask)
@@ -220,6 +220,7 @@ def test_both_log_probabilities_are_the_teacher_forced_ones(core, sampler, promp
     for row, step in zip(*np.nonzero(valid), strict=True):
         seen = np.union1d(prompts[0][row][prompts[1][row]], tokens[row, :step])
         scores = np.float64(logits[row, step])
+        scores[EOS] -= 0.8
         scores[seen] = np.where(scores[seen] > 0, scores[seen] / 1.4, scores[seen] * 1.4)
         expected[row, step] = filtered_logp(scores / 1.3)[tokens[row, step]]
     np.testing.assert_allclose(one.drawn.logp_drawn, expected, atol=1e-5)

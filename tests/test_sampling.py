@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import jax
@@ -128,7 +129,7 @@ def test_filters_that_are_off_are_not_in_the_program():
     program = jax.make_jaxpr(lambda x: filter_logits(x, SamplerConfig()))(logits)
     assert program.eqns == []
     assert not SamplerConfig(temperature=0.3, values=True, samples=4, logp_drawn=True).filtered
-    for settings in ({"top_k": 1}, {"top_p": 0.5}, {"min_p": 0.1}, {"repetition_penalty": 1.1}):
+    for settings in ({"top_k": 1}, {"top_p": 0.5}, {"min_p": 0.1}, {"repetition_penalty": 1.1}, {"end_penalty": -0.1}):
         assert SamplerConfig(**settings).filtered
 
 
@@ -142,6 +143,7 @@ def test_filters_that_are_off_are_not_in_the_program():
         ({"top_p": 1.5}, r"SamplerConfig\.top_p must be above 0 and at most 1: 1\.5"),
         ({"min_p": 1.1}, r"SamplerConfig\.min_p must be between 0 and 1: 1\.1"),
         ({"repetition_penalty": 0.0}, r"SamplerConfig\.repetition_penalty must be above 0: 0\.0"),
+        ({"end_penalty": math.inf}, r"SamplerConfig\.end_penalty must be a finite number: inf"),
         ({"samples": 0}, r"SamplerConfig\.samples must be at least 1: 0"),
         ({"cache_dtype": "int8"}, r"SamplerConfig\.cache_dtype must be float32 or bfloat16: 'int8'"),
     ],

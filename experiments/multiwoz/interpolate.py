@@ -49,8 +49,7 @@ def run(config: MultiwozConfig, shares: Sequence[float], others: Sequence[Path])
         if "ppo" not in found:
             raise ValueError(f"{parts.dir} has no policy: finish the run first")
         start, end = found["supervised"].params, found["ppo"].params
-        if others:
-            end = _mean([end, *(_policy(parts, folder, start) for folder in others)])
+        end = mean_policy(parts, start, end, others)
         print("| share of the policy | Inform | Success | BLEU | Combined | distinct 3-grams |\n|---|" + "---:|" * 5)
         for share in shares:
             mixed = jax.tree.map(lambda a, b, share=share: (1 - share) * a + share * b, start, end)
@@ -63,7 +62,19 @@ def run(config: MultiwozConfig, shares: Sequence[float], others: Sequence[Path])
     return rows
 
 
-def _mean(models: Sequence[Params]) -> Params:
+def mean_policy(parts: Parts, start: Params, end: Params, others: Sequence[Path]) -> Params:
+    """The mean of a run's policy and those of other runs.
+
+    Args:
+        parts: of the run.
+        start, end: its supervised model and its policy, without a critic.
+        others: folders of runs from the same supervised model.
+
+    Raises:
+        ValueError: another run started from another model, or the policy has adapters.
+        FileNotFoundError: another run has no policy.
+    """
+    models = [end, *(_policy(parts, folder, start) for folder in others)]
     return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *models)
 
 

@@ -1,0 +1,95 @@
+r"""Greedy replies with something taken off the logit of the token that ends them: length, scores, variety.
+
+    python experiments/multiwoz/end_penalty.py --penalties 0 0.35 0.7 1.4 --save end_penalty.json -- \
+        --preset cpu --data-dir DATA --out runs/mwz
+
+What follows `--` is the command of a finished run; its policy answers the split that choices are made on once for each
+penalty. PPO judges sampled replies, and at equal length of those the greedy ones of the same policy are shorter: likely
+endings are taken at once, unlikely ones never. BLEU's brevity penalty is what that costs. `length` is words of all
+replies over those of people.
+
+--mean puts the mean of the policy and those of other runs from the same supervised model in its place (interpolate.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from interpolate import mean_policy
+
+from morejax.experiments.multiwoz.__main__ import parse
+from morejax.experiments.multiwoz.config import MultiwozConfig
+from morejax.experiments.multiwoz.parts import Parts
+from morejax.experiments.shared.decoding import Decode
+from morejax.experiments.shared.systems import systems
+from morejax.models.split import Params
+from morejax.tasks.multiwoz.rewards import unified
+from morejax.training.interrupt import Interrupted, StopRequest
+
+COLUMNS = ("inform", "success", "bleu", "combined")
+RICHNESS = ("num_unigrams", "num_trigrams", "cond_entropy")
+
+
+def run(config: MultiwozConfig, penalties: Sequence[float], others: Sequence[Path]) -> list[dict[str, Any]]:
+    """Answer, score and print; a row a penalty.
+
+    Raises:
+        ValueError: the run has no policy, or is end to end.
+        FileNotFoundError: there is no such run.
+    """
+    if config.track != "policy":
+        raise ValueError(f"--track {config.track}: expected a run on the policy track")
+    rows = []
+    with StopRequest() as stop:
+        parts = Parts(config, stop, read_only=True)
+        found = systems(parts)
+        if "ppo" not in found:
+            raise ValueError(f"{parts.dir} has no policy: finish the run first")
+        policy = mean_policy(parts, found["supervised"].params, found["ppo"].params, others)
+        people = sum(len(unified(t.delex).split()) for d in parts.corpus.dialogues(parts.select) for t in d.turns)
+        print("| penalty | Inform | Success | BLEU | Combined | length | words | 3-grams | cond. entropy |")
+        print("|---|" + "---:|" * 8)
+        for penalty in penalties:
+            said = parts.task.predict(parts.select, _answer(parts, policy, penalty))
+            scores = parts.task.score(said, parts.select)
+            words = sum(len(unified(turn["response"]).split()) for turns in said.values() for turn in turns)
+            row = {"penalty": penalty, "split": parts.select, "policies": 1 + len(others), "length": words / people}
+            row |= {key: scores[key] for key in COLUMNS} | {key: scores["richness"][key] for key in RICHNESS}
+            rows.append(row)
+            cells = [*(f"{row[key]:.2f}" for key in (*COLUMNS, "length")), *(f"{row[key]:.4g}" for key in RICHNESS)]
+            print(f"| {penalty:g} | {' | '.join(cells)} |", flush=True)
+    return rows
+
+
+def _answer(parts: Parts, policy: Params, penalty: float) -> Decode:
+    write = parts.decoding.generator(end_penalty=penalty)
+    return lambda prompts: write(policy, prompts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--penalties", type=float, nargs="+", default=[0, 0.35, 0.7, 1.4], help="nats")
+    parser.add_argument("--mean", type=Path, nargs="+", default=[], metavar="RUN", help="more policies")
+    parser.add_argument("--save", type=Path, help="file for the rows as JSON")
+    parser.add_argument("run", nargs="+", metavar="FLAG", help="behind --: the command of the run")
+    options = parser.parse_args(arguments)
+    if options.save and not options.save.absolute().parent.is_dir():
+        parser.error(f"--save {options.save}: its folder is not there")
+    try:
+        rows = run(parse([*options.run, "--resume"]), options.penalties, options.mean)
+    except (ValueError, OSError, Interrupted) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.save:
+        options.save.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
