@@ -16,8 +16,8 @@ class SamplerConfig:
     """How replies are drawn.
 
     The logits pass `end_penalty`, `repetition_penalty`, `temperature`, `top_k`, `top_p` and `min_p` in this order,
-    which is that of `transformers` but for the first. What is off costs nothing: settings are static, and an unused filter is
-    not in the program.
+    which is that of `transformers` but for the first. What is off costs nothing: settings are static, and an unused
+    filter is not in the program.
     """
 
     max_new_tokens: int = 48
