@@ -97,15 +97,16 @@ def test_a_policy_learns_its_own_consensus(tiny, finished, copy_of, tmp_path):
     assert f"--replies {replies}: {count} replies to dev, expected" in done.stderr
 
 
-def test_a_penalty_on_the_end_makes_replies_longer(tiny, finished, copy_of, tmp_path):
+def test_less_taken_off_the_end_makes_replies_shorter(tiny, finished, copy_of, tmp_path):
     run, saved = copy_of(finished[0]), tmp_path / "penalty.json"
-    flags = ("--penalties", 0, 9, "--mean", run, "--save", saved)
+    # Hardly trained, the model never ends by itself.
+    flags = ("--penalties", 0, -99, "--mean", run, "--save", saved)
     script(tiny, "end_penalty.py", *flags, "--", *tiny.arguments(run))
-    plain, penalised = json.loads(saved.read_text())
+    plain, rewarded = json.loads(saved.read_text())
     recorded = scores(run, "ppo", "dev")
     assert [plain[key] for key in SCORES] == pytest.approx([recorded[key] for key in SCORES])
-    assert [plain["policies"], plain["penalty"], penalised["penalty"]] == [2, 0, 9]
-    assert penalised["length"] > plain["length"] > 0
+    assert [plain["policies"], plain["penalty"], rewarded["penalty"]] == [2, 0, -99]
+    assert plain["length"] > rewarded["length"] == 0
 
 
 def test_the_ends_of_the_interpolation_are_the_runs_models(tiny, finished, copy_of, tmp_path):
