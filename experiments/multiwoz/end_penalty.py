@@ -4,9 +4,8 @@ r"""Greedy replies with something taken off the logit of the token that ends the
         --preset cpu --data-dir DATA --out runs/mwz
 
 What follows `--` is the command of a finished run; its policy answers the split that choices are made on once for each
-penalty. PPO judges sampled replies, and at equal length of those the greedy ones of the same policy are shorter: likely
-endings are taken at once, unlikely ones never. BLEU's brevity penalty is what that costs. `length` is words of all
-replies over those of people.
+penalty. PPO judges sampled replies, and the greedy ones of the same policy may be shorter (a likely ending is always
+taken) or longer. `length` is words of all replies over those of people: below 1 BLEU's brevity penalty takes its part.
 
 --mean puts the mean of the policy and those of other runs from the same supervised model in its place (interpolate.py).
 """
