@@ -32,10 +32,11 @@ from morejax.prefix_cache import PrefixCache
 from morejax.rollout import SamplerConfig
 from morejax.tasks.multiwoz import tokenizer as vocabulary
 from morejax.tasks.multiwoz.annotations import read_schema
+from morejax.tasks.multiwoz.context import ContextConfig, Earlier, Ids, PromptTooLong
 from morejax.tasks.multiwoz.database import Database
 from morejax.tasks.multiwoz.dialogue_layout import serialiser_of
 from morejax.tasks.multiwoz.embedded import embedded_root
-from morejax.tasks.multiwoz.examples import ContextConfig, Earlier, Ids, PromptTooLong, Serialiser
+from morejax.tasks.multiwoz.examples import Serialiser
 from morejax.tasks.multiwoz.layout import find_layout
 from morejax.tasks.multiwoz.lexicalise import lexicalise
 from morejax.tasks.multiwoz.normalise import normalise_slot, normalise_value

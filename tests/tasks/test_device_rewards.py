@@ -25,8 +25,9 @@ from morejax.tasks.device_rewards import (
     slot_recall,
 )
 from morejax.tasks.multiwoz import tokenizer as vocabulary
+from morejax.tasks.multiwoz.context import ContextConfig
 from morejax.tasks.multiwoz.embedded import write_embedded
-from morejax.tasks.multiwoz.examples import ContextConfig, Serialiser
+from morejax.tasks.multiwoz.examples import Serialiser
 from morejax.tasks.multiwoz.on_device import OBJECTIVES, Judges, multiwoz_rewards, turn_facts
 from morejax.tasks.multiwoz.reader import read_corpus
 from morejax.tasks.multiwoz.task import MultiwozTask

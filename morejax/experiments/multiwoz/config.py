@@ -13,7 +13,7 @@ from morejax.experiments.shared.config import FIRST_READ, ExperimentConfig, chec
 from morejax.experiments.shared.methods import apply_method
 from morejax.models.actor_critic import CriticConfig
 from morejax.models.decoder_config import DecoderConfig
-from morejax.tasks.multiwoz.examples import ContextConfig
+from morejax.tasks.multiwoz.context import ContextConfig
 from morejax.training.language_model import LanguageModelConfig
 from morejax.training.ppo_config import PPOConfig
 from morejax.training.reward_heads import RewardHeadConfig

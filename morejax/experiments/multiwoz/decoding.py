@@ -12,7 +12,7 @@ from morejax.experiments.shared import decoding
 from morejax.experiments.shared.decoding import Decode
 from morejax.models.split import Params
 from morejax.tasks.multiwoz import tokenizer as vocabulary
-from morejax.tasks.multiwoz.examples import ContextConfig
+from morejax.tasks.multiwoz.context import ContextConfig
 from morejax.tasks.multiwoz.task import MultiwozTask
 from morejax.training.generate import Generator
 from morejax.training.interrupt import StopRequest

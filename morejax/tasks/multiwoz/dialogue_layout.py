@@ -28,8 +28,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from morejax.tasks.multiwoz import tokenizer as vocabulary
-from morejax.tasks.multiwoz.examples import DATABASE_TOKENS, Earlier, Ids, PromptTooLong, Serialiser, place
+from morejax.tasks.multiwoz.context import Earlier, Ids, PromptTooLong
+from morejax.tasks.multiwoz.examples import Serialiser, place
 from morejax.tasks.multiwoz.records import Dialogue, State
+from morejax.tasks.multiwoz.token_ids import DATABASE_TOKENS
 
 if TYPE_CHECKING:
     from morejax.tasks.multiwoz.database import Database

@@ -10,7 +10,8 @@ import numpy as np
 
 from morejax.tasks.multiwoz import rewards  # noqa: F401  (registers the streams)
 from morejax.tasks.multiwoz import tokenizer as vocabulary
-from morejax.tasks.multiwoz.examples import Earlier, Ids, Serialiser
+from morejax.tasks.multiwoz.context import Earlier, Ids
+from morejax.tasks.multiwoz.examples import Serialiser
 from morejax.tasks.multiwoz.records import Corpus, Dialogue, State, Turn
 from morejax.tasks.multiwoz.scorer import derive_scoring_data, score
 from morejax.tasks.streams import (

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from morejax.tasks.multiwoz import tokenizer as vocabulary
+from morejax.tasks.multiwoz.context import ContextConfig, PromptTooLong
 from morejax.tasks.multiwoz.dialogue_layout import TurnIds, changed, serialiser_of, starts
 from morejax.tasks.multiwoz.embedded import write_embedded
-from morejax.tasks.multiwoz.examples import ContextConfig, PromptTooLong, Serialiser
+from morejax.tasks.multiwoz.examples import Serialiser
 from morejax.tasks.multiwoz.reader import read_corpus
 from morejax.tasks.multiwoz.records import Act, Dialogue, Turn
 from morejax.tasks.multiwoz.task import MultiwozTask

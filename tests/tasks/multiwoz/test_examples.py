@@ -7,16 +7,11 @@ import time
 import pytest
 
 from morejax.tasks.multiwoz import tokenizer as vocabulary
-from morejax.tasks.multiwoz.examples import (
-    DATABASE_TOKENS,
-    ContextConfig,
-    ContextStats,
-    Earlier,
-    PromptTooLong,
-    Serialiser,
-)
+from morejax.tasks.multiwoz.context import ContextConfig, Earlier, PromptTooLong
+from morejax.tasks.multiwoz.examples import ContextStats, Serialiser
 from morejax.tasks.multiwoz.reader import read_corpus
 from morejax.tasks.multiwoz.records import Act, Dialogue, Turn
+from morejax.tasks.multiwoz.token_ids import DATABASE_TOKENS
 
 STATE = {
     "train": {"leave": "17:45", "destination": "hill town"},

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from morejax.tasks.multiwoz import tokenizer as vocabulary
+from morejax.tasks.multiwoz.context import ContextConfig
 from morejax.tasks.multiwoz.embedded import write_embedded
-from morejax.tasks.multiwoz.examples import ContextConfig, Serialiser
+from morejax.tasks.multiwoz.examples import Serialiser
 from morejax.tasks.multiwoz.reader import read_corpus
 from morejax.tasks.multiwoz.scorer import estimate_domains
 from morejax.tasks.multiwoz.task import MultiwozTask
