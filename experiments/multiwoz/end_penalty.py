@@ -38,11 +38,9 @@ def run(config: MultiwozConfig, penalties: Sequence[float], others: Sequence[Pat
     """Answer, score and print; a row a penalty.
 
     Raises:
-        ValueError: the run has no policy, or is end to end.
+        ValueError: the run has no policy.
         FileNotFoundError: there is no such run.
     """
-    if config.track != "policy":
-        raise ValueError(f"--track {config.track}: expected a run on the policy track")
     rows = []
     with StopRequest() as stop:
         parts = Parts(config, stop, read_only=True)
@@ -54,7 +52,9 @@ def run(config: MultiwozConfig, penalties: Sequence[float], others: Sequence[Pat
         print("| penalty | Inform | Success | BLEU | Combined | length | words | 3-grams | cond. entropy |")
         print("|---|" + "---:|" * 8)
         for penalty in penalties:
-            said = parts.task.predict(parts.select, _answer(parts, policy, penalty))
+            # End to end the policy writes its states, too, and those end as they always do.
+            answer, write_states = _answer(parts, policy, penalty), parts.decoding.write_states(policy)
+            said = parts.task.predict(parts.select, answer, write_states)
             scores = parts.task.score(said, parts.select)
             words = sum(len(unified(turn["response"]).split()) for turns in said.values() for turn in turns)
             row = {"penalty": penalty, "split": parts.select, "policies": 1 + len(others), "length": words / people}
