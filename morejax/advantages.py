@@ -84,6 +84,10 @@ def group_advantages(
     be compared with and gets 0, and so do equal returns (std_g up to 1e-6 |mean_g|: rounding). A group may lie on
     several devices.
 
+    Where sequences are sampled turn by turn a group holds the samples of one turn, each behind a history of its own.
+    Their mean is still a baseline: it does not depend on what the sequence itself does, and the gradient stays that
+    of the returns (times (n - 1) / n for ``mean``). It only takes away less of the noise.
+
     Args:
         returns: f32[S, H], return of each sequence in each stream, reward units.
         applies: bool[S, H], is the stream defined for the sequence? Other entries may hold anything.

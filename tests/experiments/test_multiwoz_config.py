@@ -267,7 +267,6 @@ def test_exact_dialogues_are_repeated_beside_weak_ones_only(flags, capsys):
     assert f"--exact-repeat {flags[1]}: expected at least 1, and more than 1 only with --weak" in said
 
 
-def test_groups_need_one_prompt_for_their_samples(capsys):
-    said = refused(["--context.given", "--method", "gdpo"], capsys)
-    assert "--context.given gives every sample of a turn a prompt of its own" in said
-    assert "--step.baseline group_mean" in said
+def test_samples_of_a_turn_may_have_histories_of_their_own():
+    config = parse(["--context.given", "--method", "gdpo"])
+    assert (config.context.given, config.step.baseline) == (True, "group_mean")

@@ -90,3 +90,18 @@ def test_no_two_calls_share_a_key():
 
     sample_turn_by_turn(draw, Task(), dialogues(3, 2), 5, 5, jax.random.key(0), block=1, width=1)
     assert len(set(keys)) == 5
+
+
+def test_samples_of_one_dialogue_go_on_from_their_own_replies():
+    class Drawing(Model):
+        """Every row its own first token."""
+
+        def __call__(self, prompts, mask, key):
+            sample = super().__call__(prompts, mask, key)
+            tokens = sample.tokens.at[:, 0].set(100 * len(self.asked) + jax.numpy.arange(len(prompts)))
+            return sample._replace(tokens=tokens)
+
+    prompts = dialogues(2) * 3
+    made, sample = sample_turn_by_turn(Drawing(), Task(), prompts, 5, 6, jax.random.key(0), block=4, width=4)
+    assert [prompt.direct for prompt in made[1::2]] == [(10, 100), (10, 101), (10, 102)]
+    assert sample.tokens[1::2, 0].tolist() == [200, 201, 202]

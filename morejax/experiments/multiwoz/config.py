@@ -91,11 +91,6 @@ class MultiwozConfig(ExperimentConfig):
                 "to score: give one of them"
             )
         super().__post_init__()
-        if self.context.given and self.step.baseline != "critic":
-            raise ValueError(
-                f"--context.given gives every sample of a turn a prompt of its own, and --step.baseline "
-                f"{self.step.baseline} compares samples of one prompt: leave one of them out"
-            )
         if self.exact_repeat < 1 or (self.exact_repeat > 1 and not self.weak):
             raise ValueError(
                 f"--exact-repeat {self.exact_repeat}: expected at least 1, and more than 1 only with --weak, which "
