@@ -8,8 +8,8 @@
 What follows `--` is the backbone's own command, without --out and --seed; with --ppo.runs 1 an arm is one PPO run
 instead of the preset's mean of several, in a quarter of the time. Runs that are finished are not made again, so the
 same command goes on after a stop; `--table` only reads what is there. Writes `<grid>.json` (a row a run), `<grid>.md`
-(mean and spread over seeds, and the difference to `more` with its 95 % interval) and, for the front, a figure beside
-the published systems.
+(mean and spread over seeds, and the difference to `more` with its 95 % interval) and a figure: of all runs, or for the
+front beside the published systems.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arms import draw_arms
 from front import draw_front
 from scipy import stats
 
@@ -233,6 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table(rows))
     if options.grid == "front":
         print(draw_front(mean_points(rows), rows[0]["split"], options.out / "front.png", "Success held at d"))
+    else:
+        print(draw_arms(rows, options.out / f"{options.grid}.png"))
     return 0
 
 

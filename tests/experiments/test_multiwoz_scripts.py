@@ -205,6 +205,7 @@ def test_a_grid_makes_its_runs_once_and_tables_them(tiny, prepared, tmp_path):
     run = tmp_path / "grid" / "weak-anchor-seed1"
     assert row["combined"] == scores(run, "ppo", "dev")["combined"]
     assert json.loads((run / "config.json").read_text())["config"]["numbers"]["kl_coef"] == 0.02
+    assert (tmp_path / "grid" / "attempts.png").stat().st_size > 5000
     again = script(tiny, "grid.py", *arguments, "--table")
     assert again == said
     assert "| weak anchor | 1 |" in again
