@@ -139,7 +139,8 @@ class Talker:
             given=self._given(earlier, states),
             where="conversation",
         )
-        return self.serialiser.state_after(self.write_state(prompt), before)
+        utterances = [*(said for said, _ in earlier), user]
+        return self.serialiser.state_after(self.write_state(prompt), before, utterances)
 
     def _earlier(self, earlier: Sequence[tuple[str, str]], states: Sequence[State]) -> list[Earlier]:
         told = [(user, reply, state) for (user, reply), state in zip(earlier, states, strict=True)]

@@ -29,6 +29,8 @@ class ContextConfig:
             made an offer and which of the slots that can be requested it gave. The corpus's replies count while a
             model is taught, its own in rollouts and predictions, which then go turn by turn. On the policy track the
             utterances stay the corpus's, whatever the model has said.
+        names: of the venue names in a state that a model writes (end-to-end track) keep those that the user has "said",
+            or "any". What the system offered stands delexicalised in the context: a model cannot know its name.
         layout: "turn" shows the last utterances and the whole state, a sequence for every turn; "dialogue" the dialogue
             from its beginning (as far as the context reaches), every turn with its utterances and what it changed in
             the state, and is learnt a dialogue at a time. `history` has no effect then.
@@ -42,12 +44,15 @@ class ContextConfig:
     max_reply: int = 64
     max_state: int = 96
     given: bool = False
+    names: Literal["said", "any"] = "said"
     layout: Literal["turn", "dialogue"] = "turn"
     window: int = 0
 
     def __post_init__(self) -> None:
         if self.track not in ("policy", "e2e"):
             raise ValueError(f"--track is {self.track!r}, expected 'policy' or 'e2e'")
+        if self.names not in ("said", "any"):
+            raise ValueError(f"--context.names is {self.names!r}, expected 'said' or 'any'")
         if self.layout not in ("turn", "dialogue"):
             raise ValueError(f"--context.layout is {self.layout!r}, expected 'turn' or 'dialogue'")
         for name in ("history", "max_context", "max_reply", "max_state"):

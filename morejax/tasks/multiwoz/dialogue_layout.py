@@ -141,9 +141,9 @@ class DialogueSerialiser(Serialiser):
             for index, turn in enumerate(turns)
         ]
 
-    def state_after(self, ids: Iterable[int], before: State) -> State:
+    def state_after(self, ids: Iterable[int], before: State, utterances: Sequence[str]) -> State:
         """The state that a model has written for a prompt: the domains it wrote, the others as before."""
-        return {**before, **self.parse_state(ids)}
+        return self._known({**before, **self.parse_state(ids)}, utterances)
 
     def prompt(
         self,

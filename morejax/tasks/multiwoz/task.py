@@ -255,7 +255,8 @@ class MultiwozTask:
         """States that the model writes for prompt arguments without a state."""
         prompts = [self.serialiser.prompt(**context, state=None) for context in contexts]
         before = [context["previous_state"] for context in contexts]
-        return list(map(self.serialiser.state_after, generate_state(prompts), before))
+        users = [[*(turn.user for turn in context["earlier"]), context["user"]] for context in contexts]
+        return list(map(self.serialiser.state_after, generate_state(prompts), before, users))
 
     def corpus_history(self, dialogue: Dialogue) -> Iterator[dict[str, Any]]:
         """Prompt arguments of every turn when history and the state before are the corpus's."""

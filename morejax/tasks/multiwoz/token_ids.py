@@ -10,6 +10,7 @@ from morejax.tasks.multiwoz.canonical import PLACEHOLDERS
 from morejax.tasks.multiwoz.context import ContextConfig, Ids
 from morejax.tasks.multiwoz.normalise import mentions, minutes, normalise_value
 from morejax.tasks.multiwoz.records import Act, State
+from morejax.tasks.multiwoz.said_names import without_unsaid_names
 from morejax.tasks.multiwoz.scorer import estimate_domains
 
 if TYPE_CHECKING:
@@ -111,9 +112,18 @@ class TokenIds:
                 state.setdefault(domain, {})[slot] = text
         return state
 
-    def state_after(self, ids: Iterable[int], before: State) -> State:
-        """The state that a model has written for a prompt, given the state before it."""
-        return self.parse_state(ids)
+    def state_after(self, ids: Iterable[int], before: State, utterances: Sequence[str]) -> State:
+        """The state that a model has written for a prompt.
+
+        Args:
+            ids: what it wrote.
+            before: state before the last utterance.
+            utterances: all of the user's, which say what names there can be (`--context.names`).
+        """
+        return self._known(self.parse_state(ids), utterances)
+
+    def _known(self, state: State, utterances: Sequence[str]) -> State:
+        return state if self.config.names == "any" else without_unsaid_names(state, utterances)
 
     def _state_pairs(self, ids: Iterable[int]) -> list[tuple[str, str, list[int]]]:
         pairs: list[tuple[str, str, list[int]]] = []

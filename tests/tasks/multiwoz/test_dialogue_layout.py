@@ -8,7 +8,7 @@ import pytest
 
 from morejax.tasks.multiwoz import tokenizer as vocabulary
 from morejax.tasks.multiwoz.context import ContextConfig, PromptTooLong
-from morejax.tasks.multiwoz.dialogue_layout import TurnIds, changed, serialiser_of, starts
+from morejax.tasks.multiwoz.dialogue_layout import DialogueSerialiser, TurnIds, changed, serialiser_of, starts
 from morejax.tasks.multiwoz.embedded import write_embedded
 from morejax.tasks.multiwoz.examples import Serialiser
 from morejax.tasks.multiwoz.reader import read_corpus
@@ -134,8 +134,17 @@ def test_states_are_told_by_the_domains_that_changed():
 def test_a_state_is_what_was_written_and_the_rest_as_before(tokenizer):
     s = serialiser(tokenizer, track="e2e")
     ids = (*s.state_ids({"train": {"destination": "hill town"}}), s.token(vocabulary.DATABASE))
-    assert s.state_after(ids, CHEAP) == BOTH
-    assert Serialiser(tokenizer, ContextConfig()).state_after(ids, CHEAP) == {"train": {"destination": "hill town"}}
+    assert s.state_after(ids, CHEAP, []) == BOTH
+    assert Serialiser(tokenizer, ContextConfig()).state_after(ids, CHEAP, []) == {"train": {"destination": "hill town"}}
+
+
+@pytest.mark.parametrize("layout", [Serialiser, DialogueSerialiser])
+def test_a_name_that_the_user_has_not_said_is_not_kept(tokenizer, layout):
+    written = {"restaurant": {"name": "hill cafe", "pricerange": "cheap"}}
+    for names, said, kept in (("said", [], CHEAP), ("said", ["the hill cafe"], written), ("any", [], written)):
+        s = layout(tokenizer, ContextConfig(track="e2e", names=names))
+        ids = (*s.state_ids(written), s.token(vocabulary.DATABASE))
+        assert s.state_after(ids, {}, said) == kept
 
 
 def sized(before, own, reply):
@@ -230,7 +239,7 @@ def test_what_is_asked_is_what_was_learnt(corpus, max_context, given):
 
 def test_end_to_end_predictions_keep_the_states_that_were_written(corpus):
     """A writer that knows what changed writes the gold states of whole dialogues, prompts hold its own replies."""
-    task = task_of(corpus, "e2e", max_context=800)
+    task = task_of(corpus, "e2e", max_context=800, names="any")
     s = task.serialiser
     state, database = s.token(vocabulary.STATE), s.token(vocabulary.DATABASE)
     news = {}
