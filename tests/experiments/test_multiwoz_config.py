@@ -59,7 +59,7 @@ def test_end_to_end_a_prompt_has_room_for_two_states(name):
     policy, config = preset(name), parse(["--preset", name, "--track", "e2e", "--context.max-reply", "32"])
     assert config.context.max_context >= policy.context.max_context + config.context.max_state - 32
     assert config.context.max_state > policy.context.max_state or name == "gpu"
-    assert config.model.max_length == config.context.max_context + policy.context.max_reply
+    assert config.model.max_length == max(config.context.max_context + policy.context.max_reply, config.context.window)
     assert config == parse(["--track=e2e", f"--preset={name}", "--context.max-reply=32"])
     assert replace(config.context, max_reply=policy.context.max_reply) == preset(name, "e2e").context
 
