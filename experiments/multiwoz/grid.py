@@ -61,6 +61,7 @@ GRIDS: dict[str, dict[str, str]] = {
         "stream, inv_norm": "--step.weights inv_norm",
         "exact norms": "--step.norm-at all",
         "clip multipliers": "--step.multipliers clip",
+        "J over 3 iterations": "--numbers.multiplier-ema 0.7",
         "direct reference": "--ppo.ref-context direct",
         "one clip": "--step.clip mixed --step.weights fixed",
     },
