@@ -9,28 +9,22 @@ time in turn with the other model, which gives the time that a person waits (com
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from finished_run import COLUMNS, command_line, read
 
-from morejax.experiments.multiwoz.__main__ import parse
 from morejax.experiments.multiwoz.config import MultiwozConfig
 from morejax.experiments.multiwoz.parts import Parts
 from morejax.experiments.shared.systems import System, systems
 from morejax.tasks.multiwoz import tokenizer as vocabulary
 from morejax.training.generate import Generator
-from morejax.training.interrupt import Interrupted, StopRequest
+from morejax.training.interrupt import StopRequest
 from morejax.training.progress import Progress
 from morejax.training.task import Ids
-
-COLUMNS = ("inform", "success", "bleu", "combined")
 
 
 def waits(said: Mapping[str, Callable[[Ids], Any]], prompts: Sequence[Ids]) -> dict[str, list[float]]:
@@ -70,6 +64,8 @@ def run(config: MultiwozConfig, turns: int) -> list[dict[str, Any]]:
         raise ValueError(f"--track {config.track}: only the policy track can be read here")
     if config.context.given:
         raise ValueError("--context.given: a prompt would need the replies before it, and all are asked at once here")
+    if turns < 1:
+        raise ValueError(f"--turns {turns}: at least 1 is needed")
     with StopRequest() as stop:
         parts = Parts(config, stop, read_only=True)
         found = systems(parts)
@@ -137,23 +133,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--turns", type=int, default=200, help="answered one at a time, at least 1")
-    parser.add_argument("--save", type=Path, help="file for the rows as JSON")
-    parser.add_argument("run", nargs="+", metavar="FLAG", help="behind --: the command of the run")
-    options = parser.parse_args(arguments)
-    if options.save and not options.save.absolute().parent.is_dir():
-        parser.error(f"--save {options.save}: its folder is not there")
-    if options.turns < 1:
-        parser.error(f"--turns {options.turns}: at least 1 is needed")
-    try:
-        rows = run(parse([*options.run, "--resume"]), options.turns)
-    except (ValueError, OSError, Interrupted) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(table(rows))
-    if options.save:
-        options.save.write_text(json.dumps(rows, indent=1) + "\n")
+    print(table(read(parser, arguments, lambda config, options: run(config, options.turns))[1]))
     return 0
 
 

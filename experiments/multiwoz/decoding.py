@@ -16,27 +16,23 @@ turns of the split that choices are made on, n times each and once greedily, and
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from finished_run import COLUMNS, command_line, read
 
-from morejax.experiments.multiwoz.__main__ import parse
 from morejax.experiments.multiwoz.config import MultiwozConfig
 from morejax.experiments.multiwoz.parts import Parts
 from morejax.experiments.shared.naturalness import features, load_head
 from morejax.experiments.shared.systems import systems
 from morejax.tasks.device_rewards import overlap_on_host
 from morejax.tasks.multiwoz import tokenizer as vocabulary
-from morejax.training.interrupt import Interrupted, StopRequest
+from morejax.training.interrupt import StopRequest
 from morejax.training.progress import Progress
 from morejax.training.reward_heads import head_logits
 from morejax.training.task import Ids, TurnPrompts
 
-COLUMNS = ("inform", "success", "bleu", "combined")
 # Rows of `features_of`.
 _BATCH = 256
 
@@ -102,6 +98,8 @@ def run(config: MultiwozConfig, options: argparse.Namespace) -> list[dict[str, A
         raise ValueError(f"--track {config.track}: replies are chosen for gold states, so only policy can be read here")
     if config.context.given:
         raise ValueError("--context.given: a prompt would need the replies before it, and all are asked at once here")
+    if options.samples < 2:
+        raise ValueError(f"--samples {options.samples}: at least 2 are needed to compare them")
     with StopRequest() as stop:
         parts = Parts(config, stop, read_only=True)
         name, system = list(systems(parts).items())[-1]
@@ -135,24 +133,11 @@ def run(config: MultiwozConfig, options: argparse.Namespace) -> list[dict[str, A
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--samples", type=int, default=16, help="n")
     parser.add_argument("--temperature", type=float, default=0.7, help="at which they are drawn")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--save", type=Path, help="file for the rows as JSON")
-    parser.add_argument("run", nargs="+", metavar="FLAG", help="behind --: the command of the run")
-    options = parser.parse_args(arguments)
-    if options.save and not options.save.absolute().parent.is_dir():
-        parser.error(f"--save {options.save}: its folder is not there")
-    if options.samples < 2:
-        parser.error(f"--samples {options.samples}: at least 2 are needed to compare them")
-    try:
-        rows = run(parse([*options.run, "--resume"]), options)
-    except (ValueError, OSError, Interrupted) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.save:
-        options.save.write_text(json.dumps(rows, indent=1) + "\n")
+    read(parser, arguments, run)
     return 0
 
 

@@ -12,25 +12,21 @@ taken) or longer. `length` is words of all replies over those of people: below 1
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from finished_run import COLUMNS, command_line, read
 from interpolate import mean_policy
 
-from morejax.experiments.multiwoz.__main__ import parse
 from morejax.experiments.multiwoz.config import MultiwozConfig
 from morejax.experiments.multiwoz.parts import Parts
 from morejax.experiments.shared.decoding import Decode
 from morejax.experiments.shared.systems import systems
 from morejax.models.split import Params
 from morejax.tasks.multiwoz.rewards import unified
-from morejax.training.interrupt import Interrupted, StopRequest
+from morejax.training.interrupt import StopRequest
 
-COLUMNS = ("inform", "success", "bleu", "combined")
 RICHNESS = ("num_unigrams", "num_trigrams", "cond_entropy")
 
 
@@ -72,21 +68,10 @@ def _answer(parts: Parts, policy: Params, penalty: float) -> Decode:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--penalties", type=float, nargs="+", default=[0, 0.35, 0.7, 1.4], help="nats")
     parser.add_argument("--mean", type=Path, nargs="+", default=[], metavar="RUN", help="more policies")
-    parser.add_argument("--save", type=Path, help="file for the rows as JSON")
-    parser.add_argument("run", nargs="+", metavar="FLAG", help="behind --: the command of the run")
-    options = parser.parse_args(arguments)
-    if options.save and not options.save.absolute().parent.is_dir():
-        parser.error(f"--save {options.save}: its folder is not there")
-    try:
-        rows = run(parse([*options.run, "--resume"]), options.penalties, options.mean)
-    except (ValueError, OSError, Interrupted) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.save:
-        options.save.write_text(json.dumps(rows, indent=1) + "\n")
+    read(parser, arguments, lambda config, options: run(config, options.penalties, options.mean))
     return 0
 
 

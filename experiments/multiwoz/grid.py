@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from arms import draw_arms
+from finished_run import COLUMNS
 from front import draw_front
 from scipy import stats
 
@@ -98,7 +99,6 @@ GRIDS: dict[str, dict[str, str]] = {
         for d in (0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
     },
 }  # fmt: skip
-COLUMNS = ("inform", "success", "bleu", "combined")
 
 
 def folder(name: str, seed: int, out: Path) -> Path:

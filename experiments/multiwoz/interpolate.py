@@ -13,26 +13,21 @@ policies in the place of the one: what PPO's noise has moved them apart by goes,
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from finished_run import COLUMNS, command_line, read
 from front import draw_front
 
-from morejax.experiments.multiwoz.__main__ import parse
 from morejax.experiments.multiwoz.config import MultiwozConfig
 from morejax.experiments.multiwoz.parts import Parts
 from morejax.experiments.shared.systems import systems
 from morejax.models.split import Params
 from morejax.training.checkpoint import load_params
 from morejax.training.initialise import structure
-from morejax.training.interrupt import Interrupted, StopRequest
-
-COLUMNS = ("inform", "success", "bleu", "combined")
+from morejax.training.interrupt import StopRequest
 
 
 def run(config: MultiwozConfig, shares: Sequence[float], others: Sequence[Path]) -> list[dict[str, Any]]:
@@ -94,21 +89,11 @@ def _policy(parts: Parts, folder: Path, start: Params) -> Params:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--shares", type=float, nargs="+", default=[0, 0.25, 0.5, 0.75, 1], help="a")
     parser.add_argument("--mean", type=Path, nargs="+", default=[], metavar="RUN", help="more policies")
-    parser.add_argument("--save", type=Path, help="file for the rows as JSON; a figure is drawn beside it")
-    parser.add_argument("run", nargs="+", metavar="FLAG", help="behind --: the command of the run")
-    options = parser.parse_args(arguments)
-    if options.save and not options.save.absolute().parent.is_dir():
-        parser.error(f"--save {options.save}: its folder is not there")
-    try:
-        rows = run(parse([*options.run, "--resume"]), options.shares, options.mean)
-    except (ValueError, OSError, Interrupted) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options, rows = read(parser, arguments, lambda config, options: run(config, options.shares, options.mean))
     if options.save:
-        options.save.write_text(json.dumps(rows, indent=1) + "\n")
         points = [(f"{row['share']:g}", row["success"], row["bleu"]) for row in rows]
         draw_front(points, rows[0]["split"], options.save.with_suffix(".png"), "share of the policy")
     return 0

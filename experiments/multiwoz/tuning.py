@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from finished_run import COLUMNS
+
 from morejax.experiments.multiwoz.parts import Parts
 from morejax.models.split import Params
 from morejax.training import language_model
 from morejax.training.batching import Sequences
 from morejax.training.interrupt import StopRequest
 from morejax.training.language_model import LanguageModelConfig
-
-COLUMNS = ("inform", "success", "bleu", "combined")
 
 
 def people(parts: Parts, split: str) -> Sequences:
