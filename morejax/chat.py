@@ -139,7 +139,9 @@ class Talker:
             given=self._given(earlier, states),
             where="conversation",
         )
-        utterances = [*(said for said, _ in earlier), user]
+        # What the user has told with `/set` counts as said.
+        told = [slots["name"] for slots in before.values() if "name" in slots]
+        utterances = [*(said for said, _ in earlier), *told, user]
         return self.serialiser.state_after(self.write_state(prompt), before, utterances)
 
     def _earlier(self, earlier: Sequence[tuple[str, str]], states: Sequence[State]) -> list[Earlier]:

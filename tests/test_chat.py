@@ -145,12 +145,21 @@ def test_end_to_end_the_model_writes_the_state(e2e_run):
         assert prompt[-1] == serialiser.token(vocabulary.STATE)
         return (*serialiser.state_ids(wanted), serialiser.token(vocabulary.DATABASE))
 
-    conversation, script = scripted(dataclasses.replace(talker, write_state=write), "there is [name] in the [area].")
+    conversation, script = scripted(
+        dataclasses.replace(talker, write_state=write), "there is [name] in the [area].", "yes.", "yes."
+    )
     reply = conversation.say("anything up there?")
     assert conversation.state == wanted
     assert conversation.domain == "hotel"
     assert talker.database.query("hotel", wanted["hotel"])[0]["name"] in reply.text
     assert script.prompts[0][:2] == [vocabulary.PREVIOUS, vocabulary.USER]  # nothing was known before
+    # Names that the model makes up are not believed, one that was set is.
+    wanted["hotel"]["name"] = "golden lion"
+    conversation.say("what about parking?")
+    assert conversation.state == {"hotel": {"area": "north"}}
+    conversation.command("/set hotel name golden lion")
+    conversation.say("and wifi?")
+    assert conversation.state == wanted
 
 
 def test_every_answer_has_a_seed_of_its_own():

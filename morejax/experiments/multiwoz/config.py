@@ -181,7 +181,7 @@ def preset(name: str, track: str = "policy") -> MultiwozConfig:
 
 
 def _whole_dialogues(made: MultiwozConfig, context: ContextConfig) -> tuple[MultiwozConfig, ContextConfig]:
-    """The best of what was tried end to end (experiments/multiwoz/RESULTS.md, E2); it takes as long as the preset."""
+    """The best of what was tried end to end (experiments/multiwoz/RESULTS.md, E2)."""
     recipe = replace(
         made,
         supervised=replace(made.supervised, epochs=2.6),

@@ -16,7 +16,7 @@ from morejax.tasks.multiwoz.records import State
 
 _WORD = re.compile(r"[a-z0-9]+")
 # Words that many names share.
-_COMMON = frozenset(("the", "a", "and", "at", "of", "in", "cambridge"))
+_COMMON = {"the", "a", "and", "at", "of", "in", "cambridge"}
 _COMMON |= {"bar", "bed", "breakfast", "college", "guest", "guesthouse", "hotel", "house", "museum", "restaurant"}
 _ALIKE = 0.8
 """Similarity from which a word counts as another one misspelt: 1 - indel distance / letters of both."""
@@ -39,7 +39,12 @@ def is_said(name: str, utterances: Sequence[str]) -> bool:
 
 
 def without_unsaid_names(state: State, utterances: Sequence[str]) -> State:
-    """The state without venue names that the user has not said, and without domains that have nothing else."""
+    """The state without venue names that the user has not said, and without domains that have nothing else.
+
+    Args:
+        state: as a model has written it.
+        utterances: of the user, up to where the state stands.
+    """
     kept = {
         domain: {slot: value for slot, value in slots.items() if slot != "name" or is_said(value, utterances)}
         for domain, slots in state.items()
