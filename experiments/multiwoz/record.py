@@ -3,8 +3,8 @@ r"""Add runs to the list of attempts: what each was, what it scored, and where i
     python experiments/multiwoz/record.py --to experiments/multiwoz/attempts.jsonl B13=runs/front/d-=-0.50-seed0
 
 One JSON line a run: command (without folders), commit, the policy's scores and richness on the split that choices are
-made on, and of the last PPO iteration J, multipliers, shares of the gradient, KL and entropy. A name that is there is
-replaced.
+made on, and of the last PPO iteration J, multipliers, shares of the gradient, KL and entropy; of a merged run the
+commands of those whose policies it is the mean of. A name that is there is replaced.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ def record(name: str, run: Path) -> dict[str, Any]:
     found = [row for row in results["scores"] if (row["system"], row["split"]) == ("ppo", results["select"])]
     if not found:
         raise ValueError(f"{run}: no scores of the policy on {results['select']}: evaluate it with --split")
+    scores = {"commit": config.get("commit"), **{key: found[0][key] for key in _SCORES}}
+    seconds = {"ppo_seconds": results["timings"].get("ppo")}
+    if "merged_from" in config:  # The mean of several runs has no iterations of its own.
+        commands = [plain_command(one["command"]) for one in config["merged_from"]]
+        return {"attempt": name, "merged_from": commands, **scores, **seconds}
     ppo = read_stages(run / METRICS_FILE)["ppo"]
     last = {
         key: round(float(values[np.isfinite(values)][-1]), 4)
@@ -50,11 +55,10 @@ def record(name: str, run: Path) -> dict[str, Any]:
     return {
         "attempt": name,
         "command": plain_command(config["command"]),
-        "commit": config.get("commit"),
-        **{key: found[0][key] for key in _SCORES},
+        **scores,
         "last_iteration": int(ppo["step"][-1]),
         "last": last,
-        "ppo_seconds": results["timings"].get("ppo"),
+        **seconds,
     }
 
 

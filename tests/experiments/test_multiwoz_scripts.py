@@ -283,6 +283,15 @@ def test_a_recorded_run_is_its_command_scores_and_end(finished, tmp_path, monkey
     )
     assert line["last_iteration"] == last["step"]
     assert line["last"]["multiplier/success"] == pytest.approx(last["multiplier/success"], abs=1e-4)
+    # The mean of several runs has no iterations: the commands of those take their place.
+    document = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(document | {"merged_from": [{"command": document["command"]}] * 2}))
+    (run / "metrics.jsonl").write_text("")
+    assert record.main([f"mean={run}", "--to", str(target)]) == 0
+    merged = json.loads(target.read_text().splitlines()[-1])
+    assert merged == {"attempt": "mean", "merged_from": [line["command"]] * 2} | {
+        key: line[key] for key in ("commit", *SCORES, "richness", "ppo_seconds")
+    }
     assert record.main([f"a={tmp_path / 'gone'}", "--to", str(target)]) == 2
     assert "gone" in capsys.readouterr().err
     (run / "results.json").write_text(json.dumps(results | {"select": "train"}))
