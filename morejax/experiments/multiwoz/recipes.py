@@ -1,7 +1,8 @@
 """Recipes of PPO (`--recipes`): several policies from one supervised model in the stage `ppo`, whose mean is the run's.
 
-The mean of policies that different recipes have made is better than each of them where their errors differ
-(experiments/multiwoz/RESULTS.md, B48; Wortsman et al. 2022, "Model soups", arXiv 2203.05482).
+The mean of policies that different recipes have made may be better than each of them, where their errors differ
+(Wortsman et al. 2022, "Model soups", arXiv 2203.05482; experiments/multiwoz/RESULTS.md, B31, B48 and B49, where it is
+and where it is not).
 """
 
 from __future__ import annotations
