@@ -2,8 +2,8 @@
 
 PPO runs from one supervised model end in one basin: the mean of their parameters often scores above each of them, since
 what noise has moved them apart by goes and what they have in common stays. They may differ in seed and recipe
-(thresholds, temperature, length). After Wortsman et al. 2022, "Model soups", arXiv 2203.05482, and Ramé et al. 2024, WARP,
-arXiv 2406.16768.
+(thresholds, temperature, length). After Wortsman et al. 2022, "Model soups", arXiv 2203.05482, and Ramé et al. 2024,
+WARP, arXiv 2406.16768.
 """
 
 from __future__ import annotations
