@@ -53,12 +53,7 @@ def parse(arguments: list[str]) -> MultiwozConfig:
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
     check_task_decides(config, defaults)
-    config = resolve(replace(config, numbers=replace(config.numbers, thresholds=_thresholds(config, defaults))))
-    if config.recipes:
-        from morejax.experiments.multiwoz.recipes import recipe_configs
-
-        recipe_configs(config)  # refuses what is wrong with one before anything is done
-    return config
+    return resolve(replace(config, numbers=replace(config.numbers, thresholds=_thresholds(config, defaults))))
 
 
 def _thresholds(config: MultiwozConfig, defaults: MultiwozConfig) -> dict[str, float]:

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from morejax.config import StepConfig, StepNumbers
-from morejax.experiments.shared import config as shared
-from morejax.experiments.shared.config import ExperimentConfig, check_stages, preset_of
+from morejax.experiments.shared.config import FIRST_READ, ExperimentConfig, check_stages, preset_of
 from morejax.experiments.shared.methods import apply_method
 from morejax.models.actor_critic import CriticConfig
 from morejax.models.decoder_config import DecoderConfig
@@ -21,7 +20,6 @@ from morejax.training.reward_heads import RewardHeadConfig
 
 __all__ = ["FIRST_READ", "PRESETS", "STAGES", "MultiwozConfig", "preset", "resolve"]
 
-FIRST_READ = shared.FIRST_READ | {"recipes": "ppo"}
 STAGES = ("supervised", "scaffold", "reward_heads", "ppo", "evaluate")
 PRESETS = ("demo", "cpu", "gpu")
 
@@ -71,11 +69,6 @@ class MultiwozConfig(ExperimentConfig):
     compare: tuple[str, ...] = ()
     """NAME=RUN: evaluated runs whose replies stand beside this run's in the report's dialogues, e.g.
     mixed=runs/mixed. Added to a finished run by its command with --resume."""
-    recipes: tuple[str, ...] = ()
-    """Flags of PPO without their dashes, one text a recipe, e.g. --recipes "ppo.temperature 0.7 ppo.iterations 60"
-    "numbers.thresholds success 0.85": the stage ppo trains a policy by each, on top of the other flags and all from the
-    supervised model, and the run's policy is the mean of their parameters. Those of ppo.* and numbers.* can differ. An
-    empty text is the flags as they are. Default: one policy, by the flags as they are."""
     vocab_size: int = 4096
     """Tokens of the BPE trained on the corpus."""
     pretrained: Annotated[str | None, tyro.conf.arg(name="model")] = None

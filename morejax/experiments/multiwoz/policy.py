@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from morejax.experiments.multiwoz.config import MultiwozConfig
 from morejax.experiments.multiwoz.parts import Parts
-from morejax.experiments.multiwoz.recipes import FOLDER, mean, recipe_configs, train_recipes
 from morejax.experiments.shared import naturalness, thresholds
 from morejax.experiments.shared.policy_state import constraint_table, initial_state
 from morejax.models.split import Params
 from morejax.models.temperature import at_temperature
 from morejax.tasks.multiwoz.task import MultiwozTask, TurnPrompts
 from morejax.training import ppo as loop
-from morejax.training.checkpoint import load_params, save_params
-from morejax.training.initialise import structure
 from morejax.training.ppo_loop import Watch
 from morejax.training.rollouts import Frozen, Shapes, static_shapes
 
@@ -24,48 +19,26 @@ from morejax.training.rollouts import Frozen, Shapes, static_shapes
 def ppo(parts: Parts) -> dict[str, Any]:
     """Train the policy; returns its best evaluation and what became of the constraints."""
     config = parts.config
-    if not config.recipes:
-        return _train(parts, config, parts.dir, {})
-    prompts: dict[str, list[list[TurnPrompts]]] = {}
-    records = train_recipes(
-        parts.dir, recipe_configs(config), config.recipes, lambda own, folder: _train(parts, own, folder, prompts)
-    )
-    like = structure(parts.build_policy)[1]
-    shardings = parts.placement.of_params(like)
-    folders = [parts.dir / FOLDER / str(number) / "checkpoints" / "ppo-final" for number in range(1, len(records) + 1)]
-    policies = [load_params(folder, like, shardings)[0] for folder in folders]
-    save_params(parts.dir / "checkpoints" / "ppo-final", mean(policies), {"recipes": len(records)})
-    return {"best": None, "constraints": records[-1]["constraints"], "recipes": records}
-
-
-def _train(
-    parts: Parts, config: MultiwozConfig, folder: Path, prompts: dict[str, list[list[TurnPrompts]]]
-) -> dict[str, Any]:
-    """Train a policy by a configuration that differs from the run's in --ppo and --numbers alone, into a folder.
-
-    `prompts` holds them once they are made.
-    """
     supervised, scaffold = parts.load("supervised"), parts.load("scaffold")
     head_graphdef, head = naturalness.load_head(parts)
     task = parts.task.with_context(replace(parts.task.context, fluency_range=naturalness.fluency_range(parts)))
     measured = thresholds.reference_scores(parts, task, supervised, scaffold, head_graphdef, head)
     numbers = thresholds.fill_numbers(config.step, config.numbers, measured, config.threshold_margin)
     parts.run.describe(thresholds=dict(numbers.thresholds), targets=dict(numbers.targets))
-    if "all" not in prompts:
-        prompts["all"] = _prompts(parts, task, supervised)
+    prompts = _prompts(parts, task, supervised)
     start = at_temperature(supervised, config.ppo.temperature)
     reference = at_temperature(scaffold, config.ppo.temperature) if config.ppo.ref_context == "reasoned" else start
     # Evaluations between iterations are not left in the middle: the loop saves first.
     with parts.decoding.uninterrupted():
         progress = loop.fit(
             task,
-            initial_state(parts, start, numbers, config.seed),
+            initial_state(parts, start, numbers),
             Frozen(parts.language_model[0], reference, supervised, head_graphdef, head),
-            prompts["all"],
+            prompts,
             config.step,
             config.ppo,
-            _shapes(parts, prompts["all"]),
-            Watch(folder, parts.stop, lambda params: _quick_scores(parts, params), parts.placement),
+            _shapes(parts, prompts),
+            Watch(parts.dir, parts.stop, lambda params: _quick_scores(parts, params), parts.placement),
             seed=config.seed,
         )
     return {"best": progress["best"], "constraints": constraint_table(config.step, progress)}

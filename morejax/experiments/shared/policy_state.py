@@ -17,18 +17,17 @@ from morejax.state import TrainState, init_state
 from morejax.training.initialise import initial_params, structure
 
 
-def initial_state(parts: RunParts, supervised: Params, numbers: StepNumbers, seed: int | None = None) -> TrainState:
-    """The supervised policy with a fresh critic; `seed` of its samples, by default the run's."""
-    seed = parts.config.seed if seed is None else seed
+def initial_state(parts: RunParts, supervised: Params, numbers: StepNumbers) -> TrainState:
+    """The supervised policy with a fresh critic."""
     graphdef, abstract = structure(parts.build_policy)
     if parts.model_config.lora.rank:
-        return _adapted_state(parts, graphdef, supervised, numbers, seed)
+        return _adapted_state(parts, graphdef, supervised, numbers)
     fresh = initial_params(parts.build_policy, abstract.keys() - supervised.keys(), parts.placement.of_params)
 
     def make(params: Params) -> TrainState:
         # A copy: the state is donated, the frozen models stay.
         params = jax.tree.map(jnp.copy, params)
-        return _state(parts, merge(graphdef, params), numbers, seed)
+        return _state(parts, merge(graphdef, params), numbers)
 
     if parts.placement.mesh is None:
         return make(fresh | supervised)
@@ -37,15 +36,13 @@ def initial_state(parts: RunParts, supervised: Params, numbers: StepNumbers, see
     return jax.jit(make, out_shardings=shardings)(fresh | supervised)
 
 
-def _state(parts: RunParts, model: nnx.Module, numbers: StepNumbers, seed: int) -> TrainState:
+def _state(parts: RunParts, model: nnx.Module, numbers: StepNumbers) -> TrainState:
     config = parts.config
     tx = optimizer(config.optimizer, config.weight_decay)
-    return init_state(model, config.step, numbers, seed=seed, tx=tx)
+    return init_state(model, config.step, numbers, seed=config.seed, tx=tx)
 
 
-def _adapted_state(
-    parts: RunParts, graphdef: nnx.GraphDef, supervised: Params, numbers: StepNumbers, seed: int
-) -> TrainState:
+def _adapted_state(parts: RunParts, graphdef: nnx.GraphDef, supervised: Params, numbers: StepNumbers) -> TrainState:
     """Fresh adapters and a fresh critic on the supervised model, whose weights are not copied."""
     lora = parts.model_config.lora
 
@@ -53,7 +50,7 @@ def _adapted_state(
         trained = partition(split(parts.build_policy())[1], lora)[0]
         own = {name: leaf for name, leaf in flatten(supervised).items() if is_trained(name, lora)}
         params = whole(Bound(graphdef, supervised), unflatten(flatten(trained) | own))
-        return _state(parts, merge(graphdef, params), numbers, seed).replace(frozen=None)
+        return _state(parts, merge(graphdef, params), numbers).replace(frozen=None)
 
     shardings = parts.placement.of_state(jax.eval_shape(make, supervised))
     state = jax.jit(make, out_shardings=shardings)(supervised)
