@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finished_run import COLUMNS, command_line, read
-from interpolate import mean_policy
+from interpolate import with_others
 
 from morejax.experiments.multiwoz.config import MultiwozConfig
 from morejax.experiments.multiwoz.parts import Parts
@@ -43,7 +43,7 @@ def run(config: MultiwozConfig, penalties: Sequence[float], others: Sequence[Pat
         found = systems(parts)
         if "ppo" not in found:
             raise ValueError(f"{parts.dir} has no policy: finish the run first")
-        policy = mean_policy(parts, found["supervised"].params, found["ppo"].params, others)
+        policy = with_others(parts, found["ppo"].params, others)
         people = sum(len(unified(t.delex).split()) for d in parts.corpus.dialogues(parts.select) for t in d.turns)
         print("| penalty | Inform | Success | BLEU | Combined | length | words | 3-grams | cond. entropy |")
         print("|---|" + "---:|" * 8)

@@ -23,10 +23,9 @@ from front import draw_front
 
 from morejax.experiments.multiwoz.config import MultiwozConfig
 from morejax.experiments.multiwoz.parts import Parts
+from morejax.experiments.shared.merge import mean_policy
 from morejax.experiments.shared.systems import systems
 from morejax.models.split import Params
-from morejax.training.checkpoint import load_params
-from morejax.training.initialise import structure
 from morejax.training.interrupt import StopRequest
 
 
@@ -44,7 +43,7 @@ def run(config: MultiwozConfig, shares: Sequence[float], others: Sequence[Path])
         if "ppo" not in found:
             raise ValueError(f"{parts.dir} has no policy: finish the run first")
         start, end = found["supervised"].params, found["ppo"].params
-        end = mean_policy(parts, start, end, others)
+        end = with_others(parts, end, others)
         print("| share of the policy | Inform | Success | BLEU | Combined | distinct 3-grams |\n|---|" + "---:|" * 5)
         for share in shares:
             mixed = jax.tree.map(lambda a, b, share=share: (1 - share) * a + share * b, start, end)
@@ -57,34 +56,22 @@ def run(config: MultiwozConfig, shares: Sequence[float], others: Sequence[Path])
     return rows
 
 
-def mean_policy(parts: Parts, start: Params, end: Params, others: Sequence[Path]) -> Params:
-    """The mean of a run's policy and those of other runs.
+def with_others(parts: Parts, policy: Params, others: Sequence[Path]) -> Params:
+    """The mean of a run's policy and those of other runs, without a critic, where parameters lie; see `merge`.
 
     Args:
         parts: of the run.
-        start, end: its supervised model and its policy, without a critic.
+        policy: its own, without a critic.
         others: folders of runs from the same supervised model.
 
     Raises:
-        ValueError: another run started from another model, or the policy has adapters.
-        FileNotFoundError: another run has no policy.
+        ValueError: another run started from another model or has no policy, or policies have adapters.
+        FileNotFoundError: there is no such run.
     """
-    models = [end, *(_policy(parts, folder, start) for folder in others)]
-    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *models)
-
-
-def _policy(parts: Parts, folder: Path, start: Params) -> Params:
-    """The final policy of another run that started from the same supervised model."""
-    if parts.model_config.lora.rank:
-        raise ValueError("--mean: adapters cannot be averaged, their product is what counts")
-    path = folder / "checkpoints" / "ppo-final"
-    if not path.is_dir():
-        raise FileNotFoundError(f"--mean {folder}: has no policy ({path} is not there)")
-    own = load_params(folder / "checkpoints" / "supervised-final", start, parts.placement.of_params(start))[0]
-    if not all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), start, own))):
-        raise ValueError(f"--mean {folder}: started from another supervised model than {parts.dir}")
-    like = structure(parts.build_policy)[1]
-    return parts.actor(load_params(path, like, parts.placement.of_params(like))[0])
+    if not others:
+        return policy
+    mean = mean_policy([parts.dir, *others])
+    return parts.actor(jax.device_put(mean, parts.placement.of_params(mean)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
+from morejax.experiments.shared.command import print_made
 from morejax.training.run import write_json
 from morejax.training.writers import METRICS_FILE
 
@@ -99,9 +99,4 @@ def command(experiment: str, arguments: list[str] | None) -> int:
     parser.add_argument("out", type=Path, help="folder of the new run")
     parser.add_argument("--seed", type=int, help="of PPO in the new run; default: the run's own")
     options = parser.parse_args(arguments)
-    try:
-        print(branch(options.run, options.out, options.seed))
-    except (FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return print_made(lambda: [branch(options.run, options.out, options.seed)])

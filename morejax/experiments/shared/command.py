@@ -7,13 +7,24 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
 from morejax.host_memory import keep_freed_memory
 
 Config = TypeVar("Config")
+
+
+def print_made(make: Callable[[], Iterable[Path]]) -> int:
+    """Make files or folders and print their paths; returns the exit status: 2 for a mistake in what was named."""
+    try:
+        for path in make():
+            print(path)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def run_command(parse: Callable[[], Config], run: Callable[[Config], Path]) -> int:

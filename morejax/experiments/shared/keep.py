@@ -6,10 +6,10 @@ import argparse
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from morejax.experiments.shared.command import print_made
 from morejax.training import figures
 from morejax.training.writers import METRICS_FILE, read_metrics, read_stages
 
@@ -87,10 +87,4 @@ def command(experiment: str, what: str, keep: Callable[[Path, Path], list[Path]]
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("dir", type=Path, help=f"where to put what is kept, e.g. experiments/{experiment}/cpu")
     options = parser.parse_args(arguments)
-    try:
-        for path in keep(options.run, options.dir):
-            print(path)
-    except FileNotFoundError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return print_made(lambda: keep(options.run, options.dir))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from morejax.experiments.shared.branch import branch
+from morejax.experiments.shared.command import print_made
+from morejax.models.split import Params
 from morejax.training.checkpoint import save_params
 from morejax.training.run import write_json
 
@@ -45,17 +46,8 @@ def merge(out: Path, runs: Sequence[Path]) -> Path:
         raise ValueError(f"{' '.join(map(str, runs))}: expected two or more runs, each of them once")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: name another folder")
-    documents = [_check(run) for run in runs]
-    start, policy = (_read(runs[0], stage) for stage in ("supervised", "ppo"))
-    total = policy
-    for run in runs[1:]:
-        if not _same(start, _read(run, "supervised")):
-            raise ValueError(f"{run} started from another supervised model than {runs[0]}")
-        other = _read(run, "ppo")
-        if _shapes(other) != _shapes(policy):
-            raise ValueError(f"the policy of {run} has another shape than that of {runs[0]} (another critic, say)")
-        total = jax.tree.map(np.add, total, other)
-    mean = jax.tree.map(lambda leaf: (leaf / len(runs)).astype(leaf.dtype), total)
+    mean = mean_policy(runs)
+    documents = [json.loads((run / "config.json").read_text()) for run in runs]
     part = out.with_name(out.name + ".merging")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -75,17 +67,36 @@ def merge(out: Path, runs: Sequence[Path]) -> Path:
     return out
 
 
-def _check(run: Path) -> dict[str, Any]:
-    """The run's config.json, once it is known to have a policy that can be averaged."""
+def mean_policy(runs: Sequence[Path]) -> Params:
+    """The mean of the final policies of runs from one supervised model, critics included, as NumPy arrays.
+
+    Raises:
+        FileNotFoundError: one of them is no run.
+        ValueError: one is without a policy, has adapters, or differs from the first in supervised model or shape.
+    """
+    for run in runs:
+        _check(run)
+    start, policy = (_read(runs[0], stage) for stage in ("supervised", "ppo"))
+    total = policy
+    for run in runs[1:]:
+        if not _same(start, _read(run, "supervised")):
+            raise ValueError(f"{run} started from another supervised model than {runs[0]}")
+        other = _read(run, "ppo")
+        if _shapes(other) != _shapes(policy):
+            raise ValueError(f"the policy of {run} has another shape than that of {runs[0]} (another critic, say)")
+        total = jax.tree.map(np.add, total, other)
+    return jax.tree.map(lambda leaf: (leaf / len(runs)).astype(leaf.dtype), total)
+
+
+def _check(run: Path) -> None:
+    """Refuse what is no run with a policy that can be averaged."""
     for name in ("stages.json", "config.json"):
         if not (run / name).is_file():
             raise FileNotFoundError(f"{run / name}: not there; name the folder of a run")
     if "ppo" not in json.loads((run / "stages.json").read_text()):
         raise ValueError(f"{run} has no policy: its stage ppo is not finished")
-    document = json.loads((run / "config.json").read_text())
-    if document["config"].get("model", {}).get("lora", {}).get("rank"):
+    if json.loads((run / "config.json").read_text())["config"].get("model", {}).get("lora", {}).get("rank"):
         raise ValueError(f"{run} has adapters (--model.lora.rank): the mean of adapters is not that of the models")
-    return document
 
 
 def _read(run: Path, stage: str) -> Any:
@@ -125,9 +136,4 @@ def command(experiment: str, arguments: Sequence[str] | None) -> int:
     parser.add_argument("out", type=Path, help="folder of the new run")
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="folders of runs that have finished PPO")
     options = parser.parse_args(arguments)
-    try:
-        print(merge(options.out, options.runs))
-    except (FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return print_made(lambda: [merge(options.out, options.runs)])
