@@ -70,7 +70,7 @@ class ChatError(ValueError):
 
 
 class Reply(NamedTuple):
-    """What the system says: with values, as the model wrote it, and (scaffold) the acts written before it."""
+    """What the system says: with values, as the model wrote it, and the acts written before it, if any."""
 
     text: str
     delex: str
@@ -84,7 +84,7 @@ class Talker:
     Attributes:
         serialiser: prompts of the run's track.
         database, ontology: of the run's corpus.
-        answer: writes a reply, or (scaffold) acts and a reply.
+        answer: writes a reply, or (`reasoned`) acts and a reply.
         write_state: writes a state (end-to-end track); None on the policy track.
         reasoned: whether the model writes acts before it answers.
     """
@@ -290,7 +290,8 @@ def load_talker(
     system = system or _default_system(run_dir)
     graphdef, params = _load_model(run_dir, system)
 
-    reasoned, end_to_end = system == "scaffold", context.track == "e2e"
+    reasoned = system == "scaffold" or (system == "ppo" and bool(config.get("aloud")))
+    end_to_end = context.track == "e2e"
     longest = max(context.max_reply + _MAX_ACTS, context.max_state)
     # One cache for state and reply: the reply's prompt begins with the state's.
     cache = PrefixCache(graphdef, params, room=context.max_context + longest + _PADDING)

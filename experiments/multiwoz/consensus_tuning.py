@@ -42,6 +42,8 @@ def run(config: MultiwozConfig, options: argparse.Namespace) -> None:
     """
     if config.track != "policy" or config.context.given:
         raise ValueError("--track and --context.given: replies are drawn for gold states and people's own turns only")
+    if config.aloud:
+        raise ValueError("--aloud: replies are drawn from a policy that answers directly only")
     with StopRequest() as stop:
         parts = Parts(config, stop, read_only=True)
         name, system = list(systems(parts).items())[-1]

@@ -98,6 +98,8 @@ def run(config: MultiwozConfig, options: argparse.Namespace) -> list[dict[str, A
         raise ValueError(f"--track {config.track}: replies are chosen for gold states, so only policy can be read here")
     if config.context.given:
         raise ValueError("--context.given: a prompt would need the replies before it, and all are asked at once here")
+    if config.aloud:
+        raise ValueError("--aloud: replies are drawn from a policy that answers directly only")
     if options.samples < 2:
         raise ValueError(f"--samples {options.samples}: at least 2 are needed to compare them")
     with StopRequest() as stop:

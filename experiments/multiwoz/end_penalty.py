@@ -62,6 +62,8 @@ def run(config: MultiwozConfig, penalties: Sequence[float], others: Sequence[Pat
 
 
 def _answer(parts: Parts, policy: Params, penalty: float) -> Decode:
+    if parts.aloud:
+        return parts.decoding.reason_and_answer(policy, end_penalty=penalty)
     write = parts.decoding.generator(end_penalty=penalty)
     return lambda prompts: write(policy, prompts)
 

@@ -64,6 +64,7 @@ GRIDS: dict[str, dict[str, str]] = {
         "clip multipliers": "--step.multipliers clip",
         "J over 3 iterations": "--numbers.multiplier-ema 0.7",
         "direct reference": "--ppo.ref-context direct",
+        "aloud": "--aloud",
         "one clip": "--step.clip mixed --step.weights fixed",
     },
     "attempts": {

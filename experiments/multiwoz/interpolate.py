@@ -42,12 +42,12 @@ def run(config: MultiwozConfig, shares: Sequence[float], others: Sequence[Path])
         found = systems(parts)
         if "ppo" not in found:
             raise ValueError(f"{parts.dir} has no policy: finish the run first")
-        start, end = found["supervised"].params, found["ppo"].params
+        start, end = found["scaffold" if parts.aloud else "supervised"].params, found["ppo"].params
         end = with_others(parts, end, others)
         print("| share of the policy | Inform | Success | BLEU | Combined | distinct 3-grams |\n|---|" + "---:|" * 5)
         for share in shares:
             mixed = jax.tree.map(lambda a, b, share=share: (1 - share) * a + share * b, start, end)
-            predictions = parts.decoding.predict(mixed, parts.select, label=f"share {share:g}")
+            predictions = parts.decoding.predict(mixed, parts.select, reasoned=parts.aloud, label=f"share {share:g}")
             scores = parts.task.score(predictions, parts.select)
             trigrams = scores["richness"]["num_trigrams"]
             rows.append({"share": share, "split": parts.select, "num_trigrams": trigrams, "policies": 1 + len(others)})

@@ -72,6 +72,7 @@ class Assessment:
         mask: np.ndarray,
         ref_tokens: np.ndarray,
         ref_mask: np.ndarray,
+        spoken: tuple[np.ndarray, np.ndarray] | tuple[()] = (),
     ) -> dict[str, Any]:
         """Judge S rows.
 
@@ -80,6 +81,7 @@ class Assessment:
             values: f32[S, T, H] where the sampler gave them, else None.
             tokens, mask: i32[S, C+T], bool[S, C+T]: the policy's prompts, left-padded, and replies.
             ref_tokens, ref_mask: the same with the reference's prompts.
+            spoken: tokens and mask that language is judged by; the policy's own where there are none.
 
         Returns:
             values f32[S, T, H], None without a critic; logp_ref f32[S, T]; lm_logp, natural f32[S]; with the exact KL
@@ -88,12 +90,13 @@ class Assessment:
         frozen = self._frozen
         models = (frozen.reference, frozen.language_model, frozen.head)
         if self._placement.mesh is not None:
-            placed = self._placement.rows((tokens, mask, ref_tokens, ref_mask))
+            placed = self._placement.rows((tokens, mask, ref_tokens, ref_mask, *spoken))
             return self._assess(params, values, *models, *placed)
         groups = by_length(np.maximum(self._used(mask), self._used(ref_mask)))
         found = []
         for rows, used in groups:
-            cut = [_cut(array[rows], self._reply + used) for array in (tokens, mask, ref_tokens, ref_mask)]
+            arrays = (tokens, mask, ref_tokens, ref_mask, *spoken)
+            cut = [_cut(array[rows], self._reply + used) for array in arrays]
             known = None if values is None else jnp.asarray(values)[rows]
             found.append(self._assess(params, known, *models, *cut))
         if len(found) == 1:
@@ -132,9 +135,10 @@ def _cut(array: np.ndarray, width: int) -> np.ndarray:
 
 
 def _compiled(graphdef: nnx.GraphDef | Bound, frozen: Frozen, step: StepConfig, reply: int) -> Callable[..., dict]:
-    """A jitted (params, values, reference, language model, head, tokens, mask, ref tokens, ref mask) -> dict."""
+    """A jitted (params, values, reference, language model, head, tokens, mask, ref tokens, ref mask, what was spoken
+    where that is something else) -> dict."""
 
-    def assess(params, values, reference, language_model, head, tokens, mask, ref_tokens, ref_mask):
+    def assess(params, values, reference, language_model, head, tokens, mask, ref_tokens, ref_mask, *spoken):
         context, reasoned = tokens.shape[1] - reply, ref_tokens.shape[1] - reply
         if values is None and "value" in params:
             model = merge(graphdef, params)
@@ -143,7 +147,10 @@ def _compiled(graphdef: nnx.GraphDef | Bound, frozen: Frozen, step: StepConfig, 
         ref = merge(frozen.graphdef, reference)
         ref_hidden, _ = response_hidden(ref, ref_tokens, ref_mask, reasoned)
         ref_logps = jax.nn.log_softmax(ref.logits(ref_hidden), axis=-1)
-        lm_logp, natural = judge(frozen.graphdef, frozen.head_graphdef, language_model, head, tokens, mask, context)
+        said = spoken or (tokens, mask)
+        lm_logp, natural = judge(
+            frozen.graphdef, frozen.head_graphdef, language_model, head, *said, said[0].shape[1] - reply
+        )
         out = {
             "values": values,
             "logp_ref": token_logp(ref_logps, tokens[:, context:]),

@@ -210,7 +210,8 @@ class Sampler:
         ppo: PPOConfig,
         placement: Placement = ONE_DEVICE,
     ):
-        self.reasoned = ppo.ref_context == "reasoned"
+        # A policy that writes its reasoning is compared with a reference that reads the same.
+        self.reasoned = ppo.ref_context == "reasoned" and not task.aloud
         if not self.reasoned:
             # The reference then reads the policy's own context.
             shapes = replace(shapes, reasoned=shapes.context)
@@ -257,7 +258,8 @@ class Sampler:
             ref_tokens, ref_mask = pack(sources, replies, shapes.reasoned, shapes.reply, pad, shapes.turns)
         else:
             ref_tokens, ref_mask = tokens, mask
-        assessed = self._assess(params, sample.values, tokens, mask, ref_tokens, ref_mask)
+        spoken = self._spoken(prompts, replies) if self.task.aloud else ()
+        assessed = self._assess(params, sample.values, tokens, mask, ref_tokens, ref_mask, spoken)
         return build_rollout(
             self.task,
             prompts,
@@ -271,3 +273,13 @@ class Sampler:
             self._over_turns,
             self.placement,
         )
+
+    def _spoken(
+        self, prompts: Sequence[TurnPrompts], written: Sequence[tuple[int, ...]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and mask of what judges of language read: prompts and replies without the reasoning between them."""
+        said = [self.task.spoken(prompt, ids) for prompt, ids in zip(prompts, written, strict=False)]
+        said += [said[0]] * (self.shapes.turns - len(said))
+        asked, replies = zip(*said, strict=True)
+        shapes = self.shapes
+        return pack(asked, replies, shapes.context, shapes.reply, self.task.pad_id, shapes.turns)

@@ -53,6 +53,11 @@ class Task(Protocol):
         """Does a prompt depend on what the model has said in earlier turns?"""
         ...
 
+    @property
+    def aloud(self) -> bool:
+        """Does the policy write its reasoning before each reply?"""
+        ...
+
     def prompts(self, dialogue: Any) -> Sequence[TurnPrompts]:
         """Prompts of all turns of a dialogue."""
         ...
@@ -60,6 +65,10 @@ class Task(Protocol):
     def prompts_after(self, prompts: Sequence[Any], said: Sequence[Ids]) -> TurnPrompts:
         """Prompts of the next turn of a dialogue once the model has said something itself; asked of tasks that go turn
         by turn."""
+        ...
+
+    def spoken(self, prompt: Any, written: Ids) -> tuple[Ids, Ids]:
+        """Prompt and reply as a judge of language reads them, without reasoning; asked of tasks answered aloud."""
         ...
 
     def sampled(

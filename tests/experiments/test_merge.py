@@ -17,14 +17,14 @@ from morejax.training.checkpoint import load_params, save_params
 def make(tmp_path):
     """What a finished run leaves, without what this does not read."""
 
-    def made(name, policy, supervised=1.0, rank=0, stages=(*SHARED, "ppo", "evaluate")):
+    def made(name, policy, supervised=1.0, rank=0, stages=(*SHARED, "ppo", "evaluate"), aloud=False):
         folder = tmp_path / name
         for stage in SHARED:
             save_params(folder / "checkpoints" / f"{stage}-final", {"w": np.full(2, supervised, np.float32)}, {})
         save_params(folder / "checkpoints" / "ppo-final", policy, {"iteration": 3})
         (folder / "tokenizer").mkdir()
         (folder / "stages.json").write_text(json.dumps({stage: {"seconds": 1.0} for stage in stages}))
-        config = {"seed": 0, "model": {"lora": {"rank": rank}}}
+        config = {"seed": 0, "model": {"lora": {"rank": rank}}, "aloud": aloud}
         document = {"config": config, "command": f"it --out {name}", "commit": name * 3}
         (folder / "config.json").write_text(json.dumps(document))
         (folder / "metrics.jsonl").write_text('{"stage": "ppo", "step": 1}\n{"stage": "scaffold", "step": 1}\n')
@@ -56,6 +56,7 @@ def test_what_cannot_be_merged_is_named_and_nothing_is_left(make, tmp_path, caps
     one = make("a", policy(1, 2))
     others = {
         "started from another supervised model": make("b", policy(1, 2), supervised=2.0),
+        "from another supervised model than": make("f", policy(1, 2), aloud=True),
         "has another shape": make("c", policy(1, 2, 3)),
         "has no policy": make("d", policy(1, 2), stages=SHARED),
         "has adapters": make("e", policy(1, 2), rank=4),

@@ -83,6 +83,7 @@ VARIANTS = {
     "mixed": ("--method", "mixed", *SHORT),
     "unconstrained": ("--method", "unconstrained", "--ppo.ref-context", "direct", *SHORT),
     "supervised": ("--method", "supervised", *SHORT),
+    "aloud": ("--aloud", *SHORT),
     "gdpo": (
         *("--method", "fixed", "--step.baseline", "group_mean", "--step.adv-norm", "group", "--critic.kind", "none"),
         *("--ppo.samples", "2", "--ppo.turns", "64", "--numbers.gamma-turn", "0.5", *SHORT),
@@ -414,6 +415,22 @@ def test_groups_of_samples_need_no_critic(variants):
     assert metrics["grad_norm/likeness"] > 0
     assert metrics["value_loss"] == 0
     assert not any(name.startswith("explained_variance") for name in metrics)
+
+
+def test_a_policy_that_answers_aloud(variants):
+    """Its acts are neither in what it is scored by nor lost: chat shows them."""
+    root, statuses, said = variants
+    assert statuses["aloud"] == 0, said
+    results = read(root / "aloud" / "results.json")
+    assert results["system"] == "ppo"
+    metrics = lines(root / "aloud", "ppo")[-2]
+    assert metrics["updates"] > 0
+    assert all(np.isfinite(metrics[f"J/{name}"]) for name in STREAMS)
+    predictions = read(root / "aloud" / "predictions" / "ppo" / "test.json")
+    markers = {"<acts>", "<response>"}
+    assert not any(m in turn["response"] for turns in predictions.values() for turn in turns for m in markers)
+    assert chat.load_talker(root / "aloud").reasoned
+    assert not chat.load_talker(root / "mixed").reasoned
 
 
 def test_methods_mix_as_they_say(variants):

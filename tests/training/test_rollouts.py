@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -142,6 +143,39 @@ def test_the_reference_reads_its_own_context(models, ref_context):
         rollout.logp_ref[rollout.resp_mask],
         rtol=1e-5,
     )
+
+
+class Aloud(Task):
+    """The last token is said, after another prompt; what is heard of language is kept."""
+
+    aloud = True
+
+    def spoken(self, prompt, written):
+        return (9, *prompt.direct), written[-1:]
+
+    def sampled(self, prompts, replies, lm_logp, natural):
+        self.lm_logp = lm_logp
+        return super().sampled(prompts, replies, lm_logp, natural)
+
+
+def test_aloud_the_reference_reads_all_that_is_written_and_judges_what_is_said(models):
+    _, params, frozen = models
+    task, prompts = Aloud(), dialogues()[0]
+    sampler = Sampler(task, fresh_state(models), frozen, STEP, SHAPES, replace(LOOP, ref_context="reasoned"))
+    rollout, _ = sampler(params, prompts, jax.random.key(0))
+
+    @jax.jit
+    def log_probabilities(params, tokens):
+        model = merge(frozen.graphdef, params)
+        return jax.nn.log_softmax(model.logits(model.hidden(tokens, jnp.ones_like(tokens, bool))))
+
+    for row, prompt in enumerate(prompts):
+        written = tuple(rollout.tokens[row, 4:][rollout.resp_mask[row]].tolist())
+        logps = log_probabilities(frozen.reference, np.array([prompt.direct + written]))
+        expected = token_logp(logps[0, len(prompt.direct) - 1 : -1], np.array(written))
+        np.testing.assert_allclose(rollout.logp_ref[row][: len(written)], expected, rtol=2e-4)
+        logps = log_probabilities(frozen.language_model, np.array([(9, *prompt.direct)]))
+        np.testing.assert_allclose(task.lm_logp[row], logps[0, -1, written[-1]], rtol=2e-4)
 
 
 # Turn by turn

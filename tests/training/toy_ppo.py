@@ -40,7 +40,7 @@ class Task:
     def __init__(self, nan_at=None):
         self.rollouts, self.nan_at = 0, nan_at
 
-    turn_by_turn = False
+    turn_by_turn = aloud = False
 
     def sampled(self, prompts, replies, lm_logp, natural):
         assert lm_logp.shape == natural.shape == (len(prompts),)

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from morejax.config import StepConfig, StepNumbers
-from morejax.experiments.shared.config import FIRST_READ, ExperimentConfig, check_stages, preset_of
+from morejax.experiments.shared import config as shared
+from morejax.experiments.shared.config import ExperimentConfig, check_stages, preset_of
 from morejax.experiments.shared.methods import apply_method
 from morejax.models.actor_critic import CriticConfig
 from morejax.models.decoder_config import DecoderConfig
@@ -22,6 +23,7 @@ __all__ = ["FIRST_READ", "PRESETS", "STAGES", "MultiwozConfig", "preset", "resol
 
 STAGES = ("supervised", "scaffold", "reward_heads", "ppo", "evaluate")
 PRESETS = ("demo", "cpu", "gpu")
+FIRST_READ = shared.FIRST_READ | {"aloud": "ppo"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class MultiwozConfig(ExperimentConfig):
     it the embedded corpus is used; with it nothing else is."""
     track: Literal["policy", "e2e"] = "policy"
     """policy: the gold state is in the context; e2e: the model writes the state itself."""
+    aloud: bool = False
+    """The policy writes its acts before each reply, as the scaffold does, from which it then starts: what PPO makes of
+    a model that reasons aloud, at the price of those tokens. Without it the policy answers directly."""
     stages: tuple[str, ...] = STAGES
     """Stages to run, in order; finished ones of a resumed run are skipped."""
     devices: int | None = None
@@ -95,6 +100,11 @@ class MultiwozConfig(ExperimentConfig):
             raise ValueError(
                 f"--exact-repeat {self.exact_repeat}: expected at least 1, and more than 1 only with --weak, which "
                 "says what is not exact"
+            )
+        if self.aloud and self.model.lora.rank:
+            raise ValueError(
+                f"--aloud starts from the scaffold, the adapters of --model.lora.rank {self.model.lora.rank} from the "
+                "supervised model: leave one of them out"
             )
         if self.heartbeat < 1:
             raise ValueError(f"--heartbeat must be at least 1 second, not {self.heartbeat}")

@@ -154,6 +154,11 @@ class Parts(RunParts):
                 )
 
     @property
+    def aloud(self) -> bool:
+        """Does the policy write its acts before each reply?"""
+        return self.config.aloud
+
+    @property
     def ppo_split(self) -> str:
         """Dialogues that PPO samples from."""
         if self.config.ppo.split:

@@ -1,15 +1,18 @@
-"""The stage `ppo`: constrained PPO from the supervised policy, anchored to the scaffold."""
+"""The stage `ppo`: constrained PPO from the supervised policy (aloud: from the scaffold), anchored to the scaffold."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
+from morejax.experiments.multiwoz.config import MultiwozConfig
+from morejax.experiments.multiwoz.decoding import MAX_ACTS
 from morejax.experiments.multiwoz.parts import Parts
 from morejax.experiments.shared import naturalness, thresholds
 from morejax.experiments.shared.policy_state import constraint_table, initial_state
 from morejax.models.split import Params
 from morejax.models.temperature import at_temperature
+from morejax.tasks.multiwoz.aloud import AloudTask
 from morejax.tasks.multiwoz.task import MultiwozTask, TurnPrompts
 from morejax.training import ppo as loop
 from morejax.training.ppo_loop import Watch
@@ -26,12 +29,17 @@ def ppo(parts: Parts) -> dict[str, Any]:
     numbers = thresholds.fill_numbers(config.step, config.numbers, measured, config.threshold_margin)
     parts.run.describe(thresholds=dict(numbers.thresholds), targets=dict(numbers.targets))
     prompts = _prompts(parts, task, supervised)
-    start = at_temperature(supervised, config.ppo.temperature)
-    reference = at_temperature(scaffold, config.ppo.temperature) if config.ppo.ref_context == "reasoned" else start
+    asked: MultiwozTask | AloudTask = task
+    if config.aloud:
+        asked = aloud = AloudTask(task)
+        prompts = [list(map(aloud.opened, turns)) for turns in prompts]
+    start = at_temperature(scaffold if config.aloud else supervised, config.ppo.temperature)
+    anchored = config.aloud or config.ppo.ref_context == "reasoned"
+    reference = at_temperature(scaffold, config.ppo.temperature) if anchored else start
     # Evaluations between iterations are not left in the middle: the loop saves first.
     with parts.decoding.uninterrupted():
         progress = loop.fit(
-            task,
+            asked,
             initial_state(parts, start, numbers),
             Frozen(parts.language_model[0], reference, supervised, head_graphdef, head),
             prompts,
@@ -58,11 +66,18 @@ def _shapes(parts: Parts, prompts: list[list[TurnPrompts]]) -> Shapes:
     """Static sizes; prompts that depend on what the policy says may be as long as any."""
     config = parts.config
     least = config.context.max_context if parts.task.turn_by_turn else 0
-    return static_shapes(prompts, config.ppo.turns, config.context.max_reply, least=least)
+    return static_shapes(prompts, config.ppo.turns, _longest(config), least=least)
+
+
+def _longest(config: MultiwozConfig) -> int:
+    """Most tokens that the policy writes in a turn: a reply, and aloud acts besides, as far as the model holds both."""
+    reply, room = config.context.max_reply, config.model.max_length - config.context.max_context
+    return min(reply + MAX_ACTS, room) if config.aloud else reply
 
 
 def _quick_scores(parts: Parts, params: Params) -> dict[str, float]:
     """Greedy Inform, Success, BLEU and Combined on (a part of) the selection split."""
-    predictions = parts.decoding.predict(parts.actor(params), parts.select, limit=parts.config.ppo.eval_dialogues)
+    limit = parts.config.ppo.eval_dialogues
+    predictions = parts.decoding.predict(parts.actor(params), parts.select, reasoned=parts.aloud, limit=limit)
     scores = parts.task.score(predictions, parts.select)
     return {name: scores[name] for name in ("inform", "success", "bleu", "combined")}

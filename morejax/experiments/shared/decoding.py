@@ -117,12 +117,14 @@ class Decoding:
         """Greedy replies of a model that answers directly; a label shows a progress bar."""
         return lambda prompts: _decode(self.direct, params, prompts, label)
 
-    def reason_and_answer(self, params: Params, label: str = "") -> Decode:
-        """Greedy replies of the scaffold, which writes its reasoning first."""
+    def reason_and_answer(self, params: Params, label: str = "", **settings: Any) -> Decode:
+        """Greedy replies of a model that writes its reasoning first, but for other settings of the sampler."""
+        longest = self._max_reply + self._max_reasoning
+        writer = self.generator(max_new_tokens=longest, **settings) if settings else self.reasoned
 
         def generate(prompts: Sequence[Ids]) -> list[Ids]:
             opened = [(*prompt[:-1], self._opens) for prompt in prompts]
-            written = _decode(self.reasoned, params, opened, label)
+            written = _decode(writer, params, opened, label)
             return [self._split(ids)[1][: self._max_reply] for ids in written]
 
         return generate

@@ -76,11 +76,12 @@ def mean_policy(runs: Sequence[Path]) -> Params:
     """
     for run in runs:
         _check(run)
-    start, policy = (_read(runs[0], stage) for stage in ("supervised", "ppo"))
+    began = _began(runs[0])
+    start, policy = (_read(runs[0], stage) for stage in (began, "ppo"))
     total = policy
     for run in runs[1:]:
-        if not _same(start, _read(run, "supervised")):
-            raise ValueError(f"{run} started from another supervised model than {runs[0]}")
+        if _began(run) != began or not _same(start, _read(run, began)):
+            raise ValueError(f"{run} started from another {began} model than {runs[0]}")
         other = _read(run, "ppo")
         if _shapes(other) != _shapes(policy):
             raise ValueError(f"the policy of {run} has another shape than that of {runs[0]} (another critic, say)")
@@ -97,6 +98,11 @@ def _check(run: Path) -> None:
         raise ValueError(f"{run} has no policy: its stage ppo is not finished")
     if json.loads((run / "config.json").read_text())["config"].get("model", {}).get("lora", {}).get("rank"):
         raise ValueError(f"{run} has adapters (--model.lora.rank): the mean of adapters is not that of the models")
+
+
+def _began(run: Path) -> str:
+    """The stage whose model the policy started from."""
+    return "scaffold" if json.loads((run / "config.json").read_text())["config"].get("aloud") else "supervised"
 
 
 def _read(run: Path, stage: str) -> Any:

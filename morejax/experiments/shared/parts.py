@@ -44,6 +44,9 @@ class RunParts:
     select: str
     decoding: Any
 
+    aloud = False
+    """Does the policy write its reasoning before each reply?"""
+
     @cached_property
     def model_config(self) -> DecoderConfig:
         """The decoder's configuration with the tokenizer's vocabulary."""

@@ -25,5 +25,5 @@ def systems(parts: RunParts) -> dict[str, System]:
     if parts.config.method == "supervised":
         found["supervised"] = found.pop("supervised")
     elif parts.run.stage_record("ppo") is not None:
-        found["ppo"] = System(parts.load_actor())
+        found["ppo"] = System(parts.load_actor(), reasoned=parts.aloud)
     return found

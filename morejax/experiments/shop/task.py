@@ -122,7 +122,7 @@ class ShopTask:
             self._prompts[dialogue.split] = {turns[0].dialogue.id: turns for turns in made}
         return self._prompts[dialogue.split][dialogue.id]
 
-    turn_by_turn = False
+    turn_by_turn = aloud = False
 
     def prompts_after(self, prompts: Sequence[TurnPrompts], said: Sequence[Ids]) -> TurnPrompts:
         """Prompts of the next turn: the same whatever was said, the history being the corpus's own."""

@@ -59,6 +59,8 @@ class MultiwozTask:
         exact_repeat: how often exact dialogues are learnt from where weak ones are, too.
     """
 
+    aloud = False
+
     def __init__(
         self,
         corpus: Corpus,
