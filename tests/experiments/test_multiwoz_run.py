@@ -104,7 +104,7 @@ END_TO_END = (
 # Whole dialogues as sequences, on the other track.
 WHOLE_DIALOGUES = (
     *("--model.max-length", "320", "--context.layout", "dialogue", "--context.window", "320", "--fit", "dev"),
-    *("--eval-splits", "dev", "--ppo.iterations", "1", "--ppo.eval-every", "0"),
+    *("--eval-splits", "dev", "--ppo.iterations", "1", "--ppo.eval-every", "0", "--user-loss"),
 )
 
 

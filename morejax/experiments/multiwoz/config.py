@@ -63,6 +63,10 @@ class MultiwozConfig(ExperimentConfig):
     task from them, and writes states and acts as in the dialogues that are left."""
     exact_repeat: int = 1
     """With --weak: how often a pass shows the dialogues that are exact."""
+    user_loss: bool = False
+    """Supervised model and scaffold also learn to predict what users say: each utterance once a pass, every token
+    weighing as much as one of a reply. From scratch there is little else to learn words from. Losses on --select are of
+    replies alone."""
     select: str = ""
     """Split that choices are made on. Empty: select where the corpus defines it, else dev."""
     eval_splits: tuple[str, ...] = ()

@@ -198,6 +198,10 @@ class Parts(RunParts):
         texts = (text for turn in turns for text in (turn.user, turn.delex))
         vocabulary.save_tokenizer(vocabulary.train_tokenizer(texts, self.config.vocab_size, more), folder)
 
+    def learnt(self, *, reasoned: bool) -> list[Any]:
+        """Sequences that supervised model or scaffold (`reasoned`) learn from."""
+        return self.task.examples(self.fit, reasoned=reasoned, users=self.config.user_loss)
+
     def fresh(self) -> Params:
         """First parameters of the supervised stage: at random, or those of the model to start from."""
         if self.config.pretrained is None:

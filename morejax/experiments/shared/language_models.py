@@ -25,7 +25,8 @@ def scaffold(parts: RunParts) -> dict[str, Any]:
 
 
 def _fit(parts: RunParts, stage: str, params: Params, config: LanguageModelConfig, *, reasoned: bool) -> dict[str, Any]:
-    train, dev = (_sequences(parts.task.examples(part, reasoned=reasoned)) for part in (parts.fit, parts.select))
+    train = _sequences(parts.learnt(reasoned=reasoned))
+    dev = _sequences(parts.task.examples(parts.select, reasoned=reasoned))
     params, numbers = language_model.fit(
         stage,
         parts.language_model[0],

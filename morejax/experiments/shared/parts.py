@@ -66,6 +66,10 @@ class RunParts:
         """Graph and abstract parameters of the model without a critic."""
         return structure(self.build_language_model)
 
+    def learnt(self, *, reasoned: bool) -> list[Any]:
+        """Sequences that supervised model or scaffold (`reasoned`) learn from."""
+        return self.task.examples(self.fit, reasoned=reasoned)
+
     def fresh(self) -> Params:
         """First parameters of the supervised stage, at random."""
         return initial_params(self.build_language_model, shardings=self.placement.of_params)

@@ -177,12 +177,18 @@ class DialogueSerialiser(Serialiser):
         return (*mark, *kept[0].before, *itertools.chain(*(turn.prompt + turn.reply for turn in kept[:-1])), *end)
 
     def examples(
-        self, dialogues: Iterable[Dialogue], database: Database, *, reasoned: bool, weak: Container[str] = ()
+        self,
+        dialogues: Iterable[Dialogue],
+        database: Database,
+        *,
+        reasoned: bool,
+        users: bool = False,
+        weak: Container[str] = (),
     ) -> list[Window]:  # type: ignore[override]
         """All replies of all dialogues, each once, as far as they fit into common sequences.
 
         Args:
-            dialogues, database, weak: as in `Serialiser.examples`.
+            dialogues, database, users, weak: as in `Serialiser.examples`.
             reasoned: acts before the replies that are learnt.
 
         Raises:
@@ -194,7 +200,7 @@ class DialogueSerialiser(Serialiser):
             window
             for dialogue in dialogues
             for learnt in self._parts(dialogue, reasoned)
-            for window in self._windows(dialogue, database, learnt, reasoned, dialogue.id in weak)
+            for window in self._windows(dialogue, database, learnt, reasoned, users, dialogue.id in weak)
         ]
         self._count(examples=sum(len(window.turns) for window in made))
         return made
@@ -209,7 +215,7 @@ class DialogueSerialiser(Serialiser):
         return [part for part in (half, every - half) if part]
 
     def _windows(
-        self, dialogue: Dialogue, database: Database, learnt: set[int], reasoned: bool, weak: bool
+        self, dialogue: Dialogue, database: Database, learnt: set[int], reasoned: bool, users: bool, weak: bool
     ) -> list[Window]:
         turns = self._turns(dialogue, database, learnt if reasoned else set())
         room = self.config.longest - self.config.max_reply - weak
@@ -225,7 +231,7 @@ class DialogueSerialiser(Serialiser):
             ids, mask = list(self._mark(weak) + kept[0].before), [False] * (weak + len(kept[0].before))
             for number, turn in enumerate(kept, first):
                 ids += turn.prompt + turn.reply
-                mask += self._targets(turn, number in here)
+                mask += self._targets(turn, number in here, users)
             made.append(Window(dialogue.id, tuple(here), tuple(ids), tuple(mask)))
         return made
 
@@ -240,11 +246,12 @@ class DialogueSerialiser(Serialiser):
                 self._check_state(made[-1].state, place(dialogue, number))
         return made
 
-    def _targets(self, turn: TurnIds, learnt: bool) -> list[bool]:
-        """Of every token of a turn: does the model write it, and learn to here?"""
+    def _targets(self, turn: TurnIds, learnt: bool, users: bool) -> list[bool]:
+        """Of every token of a turn: does the model write it (or is it to predict users, too), and learn to here?"""
         states = learnt and self.config.track == "e2e"
         parts = (
-            (turn.user + turn.opened, False),
+            (turn.user[:1], False),
+            (turn.user[1:] + turn.opened, learnt and users),
             (turn.state, states),
             # The state is closed by <db>, the acts by <response>.
             (turn.db[:1], states),

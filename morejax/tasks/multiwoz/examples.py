@@ -54,8 +54,8 @@ class Example:
         acts: gold acts, without markers around them; empty unless the example is a reasoned one.
         sequence: the whole sequence to learn from; starts with the prompt, ends with the reply.
         target_mask: bool per token of the sequence: does the model write it itself? The reply, the acts
-            (reasoned) and the state (e2e), each with the marker that closes it; never the utterances and the
-            database counts.
+            (reasoned) and the state (e2e), each with the marker that closes it; never earlier utterances and the
+            database counts. With `users` also the utterance that is answered.
     """
 
     dialogue_id: str
@@ -188,7 +188,13 @@ class Serialiser(TokenIds):
             self.stats = replace(self.stats, **{name: getattr(self.stats, name) + n for name, n in more.items()})
 
     def examples(
-        self, dialogues: Iterable[Dialogue], database: Database, *, reasoned: bool, weak: Container[str] = ()
+        self,
+        dialogues: Iterable[Dialogue],
+        database: Database,
+        *,
+        reasoned: bool,
+        users: bool = False,
+        weak: Container[str] = (),
     ) -> list[Example]:
         """One example per system turn, in corpus order; `stats` says what was cut.
 
@@ -196,6 +202,7 @@ class Serialiser(TokenIds):
             dialogues: dialogues to read.
             database: for the counts after the state.
             reasoned: put the gold acts before the reply, as the scaffold sees them.
+            users: what the user has just said is to be predicted, too.
             weak: ids of the dialogues whose annotation is not exact.
 
         Raises:
@@ -204,7 +211,7 @@ class Serialiser(TokenIds):
         dialogues = list(dialogues)
         self._warm(dialogues)
         made = [
-            self.example(d, t, database, reasoned=reasoned, weak=d.id in weak)
+            self.example(d, t, database, reasoned=reasoned, users=users, weak=d.id in weak)
             for d in dialogues
             for t in range(len(d.turns))
         ]
@@ -216,7 +223,14 @@ class Serialiser(TokenIds):
         self.warm(v for d in dialogues for t in d.turns for slots in t.state.values() for v in slots.values())
 
     def example(
-        self, dialogue: Dialogue, turn: int, database: Database, *, reasoned: bool, weak: bool = False
+        self,
+        dialogue: Dialogue,
+        turn: int,
+        database: Database,
+        *,
+        reasoned: bool,
+        users: bool = False,
+        weak: bool = False,
     ) -> Example:
         """The example of one system turn; see `examples`."""
         now: Turn = dialogue.turns[turn]
@@ -244,8 +258,16 @@ class Serialiser(TokenIds):
         written = set() if not generated else set(range(len(prompt), len(prompt) + len(state) + 1))
         # Acts, the <response> that closes them and the reply stand at the end, whatever the track.
         own = len(reply) + (0 if acts is None else len(acts) + 1)
+        if users:
+            written |= self._utterance(prompt)
         mask = tuple(i in written or i >= len(sequence) - own for i in range(len(sequence)))
         return Example(dialogue.id, turn, prompt, reply, state, acts or (), sequence, mask)
+
+    def _utterance(self, prompt: Ids) -> set[int]:
+        """Where the last utterance of a prompt stands, its `<user>` left out, with the `<state>` that closes it."""
+        end = len(prompt) - 1 - prompt[::-1].index(self._id[vocabulary.STATE])
+        user = end - 1 - prompt[:end][::-1].index(self._id[vocabulary.USER])
+        return set(range(user + 1, end + 1))
 
     def _check_state(self, state: Ids, where: str) -> None:
         """Of a state that the model is to write."""

@@ -102,11 +102,12 @@ class MultiwozTask:
         """Token that hides a dropped one."""
         return self.pad_id
 
-    def examples(self, splits: str, *, reasoned: bool = False) -> list[Any]:
-        """Sequences to learn from; beside weakly annotated dialogues the exact ones come `exact_repeat` times."""
+    def examples(self, splits: str, *, reasoned: bool = False, users: bool = False) -> list[Any]:
+        """Sequences to learn from, what users say among the targets if asked for; beside weakly annotated dialogues the
+        exact ones come `exact_repeat` times."""
         weak = {dialogue.id for dialogue in self.corpus.dialogues(self.weak)} if self.weak else set()
         dialogues, database = self.corpus.dialogues(splits), self.corpus.database
-        made = self.serialiser.examples(dialogues, database, reasoned=reasoned, weak=weak)
+        made = self.serialiser.examples(dialogues, database, reasoned=reasoned, users=users, weak=weak)
         exact = [example for example in made if example.dialogue_id not in weak]
         return made + (exact * (self.exact_repeat - 1) if len(exact) < len(made) else [])
 

@@ -117,6 +117,21 @@ def test_the_scaffold_learns_every_turn_once_between_turns_without_acts(tokenize
         assert written(tokenizer, window).count("<eos>") == len(window.turns)
 
 
+@pytest.mark.parametrize("reasoned", [False, True])
+@pytest.mark.parametrize("track", ["policy", "e2e"])
+def test_users_are_predicted_where_the_turn_is_learnt(tokenizer, track, reasoned):
+    s = serialiser(tokenizer, track=track)
+    made, plain = (s.examples([DIALOGUE], DATABASE, reasoned=reasoned, users=users) for users in (True, False))
+    heard = []
+    for more, window in zip(made, plain, strict=True):
+        assert (more.sequence, more.turns) == (window.sequence, window.turns)
+        new = [a and not b for a, b in zip(more.target_mask, window.target_mask, strict=True)]
+        assert sum(more.target_mask) == sum(window.target_mask) + sum(new)
+        heard += words(tokenizer, [t for t, is_new in zip(more.sequence, new, strict=True) if is_new]).split("<state>")
+    spoken = [words(tokenizer, s.text_ids(turn.user)) for turn in DIALOGUE.turns]
+    assert sorted(filter(None, heard)) == sorted(spoken)
+
+
 def test_weak_annotation_is_marked_in_front(tokenizer):
     (marked,), (plain,) = (learnt(serialiser(tokenizer), weak=ids) for ids in (("one",), ()))
     assert marked.sequence == (vocabulary.token_id(tokenizer, vocabulary.WEAK), *plain.sequence)

@@ -103,6 +103,22 @@ def test_e2e_layout_generates_the_state(tokenizer, reasoned):
     assert words(tokenizer, targets) == f"{STATE_TEXT}<db>{own_acts}{REPLY_TEXT}"
 
 
+@pytest.mark.parametrize("reasoned", [False, True])
+@pytest.mark.parametrize("track", ["policy", "e2e"])
+def test_users_add_the_utterance_that_is_answered_to_the_targets(tokenizer, track, reasoned):
+    s = serialiser(tokenizer, track)
+    made, plain = (s.examples([DIALOGUE], DATABASE, reasoned=reasoned, users=users) for users in (True, False))
+    heard = []
+    for more, example in zip(made, plain, strict=True):
+        assert more.sequence == example.sequence
+        pairs = zip(more.sequence, more.target_mask, example.target_mask, strict=True)
+        assert all(new or not old for new, old in zip(more.target_mask, example.target_mask, strict=True))
+        heard.append(words(tokenizer, [t for t, new, old in pairs if new and not old]))
+    # Each once, without its <user>, which the system's turn before it decides.
+    spoken = [words(tokenizer, s.text_ids(turn.user)) for turn in DIALOGUE.turns]
+    assert heard == [f"{text}<state>" for text in spoken]
+
+
 @pytest.mark.parametrize("track", ["policy", "e2e"])
 def test_weak_annotation_is_marked_where_it_is_learnt_from_and_nowhere_else(tokenizer, track):
     own = vocabulary.train_tokenizer(["a cheap place"] * 4, 640, (vocabulary.WEAK,))
