@@ -13,6 +13,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from morejax.tasks.multiwoz.board import POLICY_ROWS
 
@@ -28,20 +31,48 @@ def draw_front(
     figure, axis = plt.subplots(figsize=(6.4, 4.6), constrained_layout=True)
     published = [row for row in POLICY_ROWS if row.bleu is not None]
     axis.scatter([r.success for r in published], [r.bleu for r in published], color="0.6", label="published (test)")
-    for row in published:
-        axis.annotate(
-            row.system, (row.success, row.bleu), fontsize=7, color="0.4", xytext=(3, 3), textcoords="offset points"
-        )
     names, success, bleu = zip(*points, strict=True)
     axis.plot(success, bleu, marker="o", linestyle="-" if line else "", color="C0", label=f"morejax, {label} ({split})")
-    for name, point in zip(names, zip(success, bleu, strict=True), strict=True):
-        axis.annotate(name, point, fontsize=7, color="C0", xytext=(3, -9), textcoords="offset points")
     axis.set(xlabel="Success", ylabel="BLEU")
     axis.grid(alpha=0.3)
-    axis.legend()
+    axis.legend(loc="lower left")
+    axis.margins(0.08)
+    own = [(name, x, y, "C0") for name, x, y in zip(names, success, bleu, strict=True)]
+    _name(figure, axis, [*own, *((row.system, row.success, row.bleu, "0.4") for row in published)])
     figure.savefig(path, dpi=140)
     plt.close(figure)
     return path
+
+
+_PLACES = [(4, 3), (4, -9), (-4, 3), (-4, -9), (4, 11), (-4, 11), (4, -17), (-4, -17), (12, -3), (-12, -3)]
+"""Where a name may stand beside its point, in points of the page; the first free place is taken."""
+
+
+def _name(figure: Figure, axis: Axes, points: Sequence[tuple[str, float, float, str]]) -> None:
+    """Write (name, x, y, colour) beside the points so that no name lies on another one or on a point."""
+    figure.draw_without_rendering()
+    dots = axis.transData.transform([(x, y) for _, x, y, _ in points])
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in dots]
+    for name, x, y, colour in points:
+        tried = []
+        for right, up in _PLACES:
+            text = axis.annotate(
+                name,
+                (x, y),
+                fontsize=7,
+                color=colour,
+                xytext=(right, up),
+                textcoords="offset points",
+                ha="left" if right > 0 else "right",
+            )
+            box = text.get_window_extent()
+            tried.append((sum(box.overlaps(other) for other in taken), len(tried), text, box))
+            text.set_visible(False)
+            if not tried[-1][0]:
+                break
+        _, _, best, box = min(tried, key=lambda one: one[:2])
+        best.set_visible(True)
+        taken.append(box)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
