@@ -426,7 +426,7 @@ def test_a_policy_that_answers_aloud(variants):
     metrics = lines(root / "aloud", "ppo")[-2]
     assert metrics["updates"] > 0
     assert all(np.isfinite(metrics[f"J/{name}"]) for name in STREAMS)
-    predictions = read(root / "aloud" / "predictions" / "ppo" / "test.json")
+    predictions = read(root / "aloud" / "predictions" / "test.json")
     markers = {"<acts>", "<response>"}
     assert not any(m in turn["response"] for turns in predictions.values() for turn in turns for m in markers)
     assert chat.load_talker(root / "aloud").reasoned
