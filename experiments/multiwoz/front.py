@@ -28,7 +28,7 @@ def draw_front(
     Returns:
       `path`.
     """
-    figure, axis = plt.subplots(figsize=(6.4, 4.6), constrained_layout=True)
+    figure, axis = plt.subplots(figsize=(8.4, 5.4), constrained_layout=True)
     published = [row for row in POLICY_ROWS if row.bleu is not None]
     axis.scatter([r.success for r in published], [r.bleu for r in published], color="0.6", label="published (test)")
     names, success, bleu = zip(*points, strict=True)
