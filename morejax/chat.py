@@ -32,7 +32,7 @@ from morejax.prefix_cache import PrefixCache
 from morejax.rollout import SamplerConfig
 from morejax.tasks.multiwoz import tokenizer as vocabulary
 from morejax.tasks.multiwoz.annotations import read_schema
-from morejax.tasks.multiwoz.context import ContextConfig, Earlier, Ids, PromptTooLong
+from morejax.tasks.multiwoz.context import MAX_ACTS, ContextConfig, Earlier, Ids, PromptTooLong
 from morejax.tasks.multiwoz.database import Database
 from morejax.tasks.multiwoz.dialogue_layout import serialiser_of
 from morejax.tasks.multiwoz.embedded import embedded_root
@@ -45,7 +45,6 @@ from morejax.tasks.multiwoz.scorer import estimate_domains
 from morejax.tasks.multiwoz.tracker import Ontology, build_ontology, mentioned_domain, merge, track
 
 SYSTEMS = ("supervised", "scaffold", "ppo")
-_MAX_ACTS = 24  # tokens the scaffold may write before it answers, as in the experiment
 _PADDING = 64  # positions of the cache that blocks of new tokens may leave empty
 HELP = """/state                    what the system believes you want
 /set DOMAIN SLOT VALUE    correct it, e.g. /set restaurant food italian; without VALUE the slot is removed
@@ -124,7 +123,8 @@ class Talker:
         written = self.answer((*prompt[:-1], self.serialiser.token(vocabulary.ACTS)))
         cut = written.index(response) if response in written else len(written)
         acts = tokenizer.convert_ids_to_tokens(list(written[:cut]))
-        return vocabulary.decode(tokenizer, written[cut + 1 :]), " ".join(acts)
+        reply = written[cut + 1 :][: self.serialiser.config.max_reply]
+        return vocabulary.decode(tokenizer, reply), " ".join(acts)
 
     def state_after(
         self, earlier: Sequence[tuple[str, str]], states: Sequence[State], user: str, before: State
@@ -292,7 +292,7 @@ def load_talker(
 
     reasoned = system == "scaffold" or (system == "ppo" and bool(config.get("aloud")))
     end_to_end = context.track == "e2e"
-    longest = max(context.max_reply + _MAX_ACTS, context.max_state)
+    longest = max(context.max_reply + MAX_ACTS, context.max_state)
     # One cache for state and reply: the reply's prompt begins with the state's.
     cache = PrefixCache(graphdef, params, room=context.max_context + longest + _PADDING)
 
@@ -304,7 +304,7 @@ def load_talker(
         serialiser,
         database,
         build_ontology(database, read_schema(layout.schema)),
-        writer(context.max_reply + (_MAX_ACTS if reasoned else 0), serialiser.token(vocabulary.EOS)),
+        writer(context.max_reply + (MAX_ACTS if reasoned else 0), serialiser.token(vocabulary.EOS)),
         writer(context.max_state, serialiser.token(vocabulary.DATABASE)) if end_to_end else None,
         reasoned,
     )

@@ -37,7 +37,8 @@ class SampledTurn:
         dialogue: the corpus dialogue.
         turn: the corpus turn, with the reference reply in `turn.delex`.
         text: sampled delexicalised reply, placeholders as "[name]".
-        tokens: sampled token ids, `<eos>` included where it was sampled; never empty.
+        tokens: sampled token ids, `<eos>` included where it was sampled; never empty. Of a policy that reasons aloud
+            the reasoning is among them (not in `text`).
         state: state the reply was sampled from, gold or predicted.
     """
 
@@ -81,7 +82,7 @@ class SampledBatch:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """i32[S], tokens per reply."""
+        """i32[S], tokens per reply, reasoning aloud included."""
         return np.array([len(turn.tokens) for turn in self.turns], np.int32)
 
 

@@ -35,7 +35,7 @@ class Frozen:
     graphdef: nnx.GraphDef
     """Structure of reference and language model (no critic)."""
     reference: Params
-    """The scaffold, or the supervised model (`ref_context`)."""
+    """The scaffold, or the model that PPO starts from (`ref_context`)."""
     language_model: Params
     """The supervised model: fluency, and the trunk of the naturalness head."""
     head_graphdef: nnx.GraphDef
@@ -92,7 +92,7 @@ class Assessment:
         if self._placement.mesh is not None:
             placed = self._placement.rows((tokens, mask, ref_tokens, ref_mask, *spoken))
             return self._assess(params, values, *models, *placed)
-        groups = by_length(np.maximum(self._used(mask), self._used(ref_mask)))
+        groups = by_length(np.max([self._used(one) for one in (mask, ref_mask, *spoken[1:])], axis=0))
         found = []
         for rows, used in groups:
             arrays = (tokens, mask, ref_tokens, ref_mask, *spoken)

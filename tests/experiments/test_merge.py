@@ -52,11 +52,21 @@ def test_the_mean_of_three(make, tmp_path):
     assert json.loads((tmp_path / "out" / "metrics.jsonl").read_text())["stage"] == "scaffold"
 
 
+def test_policies_that_answer_aloud_share_a_scaffold(make, tmp_path, capsys):
+    one, two = (make(name, policy(value, 2), aloud=True) for name, value in (("a", 1), ("b", 3)))
+    assert main([str(tmp_path / "out"), str(one), str(two)]) == 0
+    mean, _ = load_params(tmp_path / "out" / "checkpoints" / "ppo-final", policy(0, 0))
+    np.testing.assert_array_equal(mean["layer"]["w"], [2, 2])
+    other = make("c", policy(1, 2), supervised=2.0, aloud=True)
+    assert main([str(tmp_path / "none"), str(one), str(other)]) == 2
+    assert "started from another scaffold model" in capsys.readouterr().err
+
+
 def test_what_cannot_be_merged_is_named_and_nothing_is_left(make, tmp_path, capsys):
     one = make("a", policy(1, 2))
     others = {
         "started from another supervised model": make("b", policy(1, 2), supervised=2.0),
-        "from another supervised model than": make("f", policy(1, 2), aloud=True),
+        "started from its scaffold model": make("f", policy(1, 2), aloud=True),
         "has another shape": make("c", policy(1, 2, 3)),
         "has no policy": make("d", policy(1, 2), stages=SHARED),
         "has adapters": make("e", policy(1, 2), rank=4),

@@ -172,6 +172,8 @@ def test_stages_are_in_the_order_they_need():
         (["--split", "test", "--eval-splits", "dev"], "--split test and --eval-splits dev both name the splits to"),
         (["--devices", "-1"], "--devices must be 0 (all) or more, not -1"),
         (["--aloud", "--model.lora.rank", "4"], "--aloud starts from the scaffold, the adapters of"),
+        (["--aloud", "--ppo.ref-context", "direct"], "--aloud: the reference is the scaffold"),
+        (["--preset", "gpu", "--aloud"], "--aloud: --model.max-length 256 leaves 0 tokens for acts"),
         (["--ppo.turns", "33"], "--ppo.turns 33 must be a multiple of --step.minibatches"),
         (["--ppo.temperature", "-0.5"], "--ppo.temperature must be above 0, not -0.5"),
         (["--context.max-context", "999"], "does not hold --context.max-context 999"),

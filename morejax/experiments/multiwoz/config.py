@@ -14,7 +14,7 @@ from morejax.experiments.shared.config import ExperimentConfig, check_stages, pr
 from morejax.experiments.shared.methods import apply_method
 from morejax.models.actor_critic import CriticConfig
 from morejax.models.decoder_config import DecoderConfig
-from morejax.tasks.multiwoz.context import ContextConfig
+from morejax.tasks.multiwoz.context import MAX_ACTS, ContextConfig
 from morejax.training.language_model import LanguageModelConfig
 from morejax.training.ppo_config import PPOConfig
 from morejax.training.reward_heads import RewardHeadConfig
@@ -39,7 +39,8 @@ class MultiwozConfig(ExperimentConfig):
     """policy: the gold state is in the context; e2e: the model writes the state itself."""
     aloud: bool = False
     """The policy writes its acts before each reply, as the scaffold does, from which it then starts: what PPO makes of
-    a model that reasons aloud, at the price of those tokens. Without it the policy answers directly."""
+    a model that reasons aloud, at the price of those tokens. Without it the policy answers directly. End to end the
+    states of the rollouts are then the scaffold's."""
     stages: tuple[str, ...] = STAGES
     """Stages to run, in order; finished ones of a resumed run are skipped."""
     devices: int | None = None
@@ -66,7 +67,7 @@ class MultiwozConfig(ExperimentConfig):
     user_loss: bool = False
     """Supervised model and scaffold also learn to predict what users say: each utterance once a pass, every token
     weighing as much as one of a reply. From scratch there is little else to learn words from. Losses on --select are of
-    replies alone."""
+    replies alone. --supervised.token-dropout then spares the utterance that is answered, which is a target."""
     select: str = ""
     """Split that choices are made on. Empty: select where the corpus defines it, else dev."""
     eval_splits: tuple[str, ...] = ()
@@ -110,10 +111,20 @@ class MultiwozConfig(ExperimentConfig):
                 f"--aloud starts from the scaffold, the adapters of --model.lora.rank {self.model.lora.rank} from the "
                 "supervised model: leave one of them out"
             )
+        if self.aloud and self.ppo.ref_context == "direct":
+            raise ValueError(
+                "--aloud: the reference is the scaffold, which reads what the policy writes; leave out "
+                "--ppo.ref-context direct"
+            )
         if self.heartbeat < 1:
             raise ValueError(f"--heartbeat must be at least 1 second, not {self.heartbeat}")
         if self.pretrained is None:
-            _check_length(self.model, self.context)
+            _check_length(self.model, self.context, aloud=self.aloud)
+
+    @property
+    def max_acts(self) -> int:
+        """Most tokens of acts before a reply; under --aloud as many as the model's positions have room for."""
+        return min(MAX_ACTS, _room(self.model, self.context)) if self.aloud else MAX_ACTS
 
     @property
     def run_dir(self) -> Path:
@@ -132,6 +143,9 @@ def resolve(config: MultiwozConfig) -> MultiwozConfig:
     eval_splits = config.split or config.eval_splits
     return replace(apply_method(config, defaults), context=context, eval_splits=eval_splits, model=_decoder(config))
 
+
+_FEW_ACTS = 8
+"""Fewer tokens of acts than this cut most of them."""
 
 # Fields of a decoder that say how it is computed and trained, not what it is.
 _COMPUTED = ("dtype", "scan", "remat", "lora")
@@ -158,16 +172,27 @@ def _decoder(config: MultiwozConfig) -> DecoderConfig:
     ]
     if given:
         raise ValueError(f"--model {config.pretrained} has a shape of its own: leave out {', '.join(given)}")
-    _check_length(found, config.context)
+    _check_length(found, config.context, aloud=config.aloud)
     return found
 
 
-def _check_length(model: DecoderConfig, context: ContextConfig) -> None:
+def _room(model: DecoderConfig, context: ContextConfig) -> int:
+    """Positions beside the longest prompt and reply."""
+    return model.max_length - context.max_context - context.max_reply
+
+
+def _check_length(model: DecoderConfig, context: ContextConfig, *, aloud: bool) -> None:
     if context.longest > model.max_length:
         held = f"--context.max-context {context.max_context} plus --context.max-reply {context.max_reply}"
         raise ValueError(
             f"--model.max-length {model.max_length} does not hold "
             + (f"--context.window {context.window}" if context.window else held)
+        )
+    if aloud and (room := _room(model, context)) < _FEW_ACTS:
+        raise ValueError(
+            f"--aloud: --model.max-length {model.max_length} leaves {room} tokens for acts beside "
+            f"--context.max-context {context.max_context} and --context.max-reply {context.max_reply}, expected "
+            f"{_FEW_ACTS} to {MAX_ACTS}"
         )
 
 

@@ -12,16 +12,13 @@ from morejax.experiments.shared import decoding
 from morejax.experiments.shared.decoding import Decode
 from morejax.models.split import Params
 from morejax.tasks.multiwoz import tokenizer as vocabulary
-from morejax.tasks.multiwoz.context import ContextConfig
+from morejax.tasks.multiwoz.context import MAX_ACTS, ContextConfig
 from morejax.tasks.multiwoz.task import MultiwozTask
 from morejax.training.generate import Generator
 from morejax.training.interrupt import StopRequest
 from morejax.training.placement import ONE_DEVICE, Placement
 from morejax.training.progress import Progress
 from morejax.training.task import Ids
-
-MAX_ACTS = 24
-"""Tokens that the scaffold may write before it answers."""
 
 Predictions = dict[str, list[dict[str, Any]]]
 """Dialogue id -> one {"response", ...} per turn: the standard format."""
@@ -36,6 +33,7 @@ class Decoding(decoding.Decoding):
         context: lengths of what is written.
         stop: flag of the signal handler.
         placement: where parameters lie and prompts are cut.
+        max_acts: most tokens of acts before a reply.
     """
 
     def __init__(
@@ -45,8 +43,9 @@ class Decoding(decoding.Decoding):
         context: ContextConfig,
         stop: StopRequest,
         placement: Placement = ONE_DEVICE,
+        max_acts: int = MAX_ACTS,
     ):
-        reasoning = task.serialiser.token(vocabulary.ACTS), MAX_ACTS, task.split_reasoned
+        reasoning = task.serialiser.token(vocabulary.ACTS), max_acts, task.split_reasoned
         # Turn by turn few dialogues are left in late turns: calls that are filled up should be small ones.
         few = task.turn_by_turn or task.track == "e2e"
         super().__init__(graphdef, task, context.max_reply, reasoning, stop, placement, batch=32 if few else 128)

@@ -212,7 +212,10 @@ class Parts(RunParts):
     @cached_property
     def decoding(self) -> Decoding:
         """Replies of models without a critic."""
-        return Decoding(self.language_model[0], self.task, self.config.context, self.stop, self.placement)
+        config = self.config
+        return Decoding(
+            self.language_model[0], self.task, config.context, self.stop, self.placement, max_acts=config.max_acts
+        )
 
 
 # What each process may be told differently.

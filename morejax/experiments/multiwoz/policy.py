@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from morejax.experiments.multiwoz.config import MultiwozConfig
-from morejax.experiments.multiwoz.decoding import MAX_ACTS
 from morejax.experiments.multiwoz.parts import Parts
 from morejax.experiments.shared import naturalness, thresholds
 from morejax.experiments.shared.policy_state import constraint_table, initial_state
@@ -28,14 +26,14 @@ def ppo(parts: Parts) -> dict[str, Any]:
     measured = thresholds.reference_scores(parts, task, supervised, scaffold, head_graphdef, head)
     numbers = thresholds.fill_numbers(config.step, config.numbers, measured, config.threshold_margin)
     parts.run.describe(thresholds=dict(numbers.thresholds), targets=dict(numbers.targets))
-    prompts = _prompts(parts, task, supervised)
+    begun = scaffold if config.aloud else supervised
+    prompts = _prompts(parts, task, begun)
     asked: MultiwozTask | AloudTask = task
     if config.aloud:
         asked = aloud = AloudTask(task)
         prompts = [list(map(aloud.opened, turns)) for turns in prompts]
-    start = at_temperature(scaffold if config.aloud else supervised, config.ppo.temperature)
-    anchored = config.aloud or config.ppo.ref_context == "reasoned"
-    reference = at_temperature(scaffold, config.ppo.temperature) if anchored else start
+    start = at_temperature(begun, config.ppo.temperature)
+    reference = at_temperature(scaffold, config.ppo.temperature) if config.ppo.ref_context == "reasoned" else start
     # Evaluations between iterations are not left in the middle: the loop saves first.
     with parts.decoding.uninterrupted():
         progress = loop.fit(
@@ -52,13 +50,13 @@ def ppo(parts: Parts) -> dict[str, Any]:
     return {"best": progress["best"], "constraints": constraint_table(config.step, progress)}
 
 
-def _prompts(parts: Parts, task: MultiwozTask, supervised: Params) -> list[list[TurnPrompts]]:
-    """Prompts of all dialogues to sample from; end to end, their states are the supervised model's."""
+def _prompts(parts: Parts, task: MultiwozTask, begun: Params) -> list[list[TurnPrompts]]:
+    """Prompts of all dialogues to sample from; end to end, their states are those of the model that PPO begins with."""
     dialogues = parts.corpus.dialogues(parts.ppo_split)
     if parts.config.track == "policy":
         return [task.prompts(dialogue) for dialogue in dialogues]
     contexts = [context for dialogue in dialogues for context in task.corpus_history(dialogue)]
-    states = iter(task.track_states(contexts, parts.decoding.write_states(supervised)))
+    states = iter(task.track_states(contexts, parts.decoding.write_states(begun)))
     return [task.prompts(dialogue, [next(states) for _ in dialogue.turns]) for dialogue in dialogues]
 
 
@@ -66,13 +64,8 @@ def _shapes(parts: Parts, prompts: list[list[TurnPrompts]]) -> Shapes:
     """Static sizes; prompts that depend on what the policy says may be as long as any."""
     config = parts.config
     least = config.context.max_context if parts.task.turn_by_turn else 0
-    return static_shapes(prompts, config.ppo.turns, _longest(config), least=least)
-
-
-def _longest(config: MultiwozConfig) -> int:
-    """Most tokens that the policy writes in a turn: a reply, and aloud acts besides, as far as the model holds both."""
-    reply, room = config.context.max_reply, config.model.max_length - config.context.max_context
-    return min(reply + MAX_ACTS, room) if config.aloud else reply
+    written = config.context.max_reply + (config.max_acts if config.aloud else 0)
+    return static_shapes(prompts, config.ppo.turns, written, least=least)
 
 
 def _quick_scores(parts: Parts, params: Params) -> dict[str, float]:

@@ -80,7 +80,9 @@ def mean_policy(runs: Sequence[Path]) -> Params:
     start, policy = (_read(runs[0], stage) for stage in (began, "ppo"))
     total = policy
     for run in runs[1:]:
-        if _began(run) != began or not _same(start, _read(run, began)):
+        if _began(run) != began:
+            raise ValueError(f"{run} started from its {_began(run)} model, {runs[0]} from its {began} model (--aloud)")
+        if not _same(start, _read(run, began)):
             raise ValueError(f"{run} started from another {began} model than {runs[0]}")
         other = _read(run, "ppo")
         if _shapes(other) != _shapes(policy):

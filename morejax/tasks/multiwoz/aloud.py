@@ -74,7 +74,8 @@ class AloudTask:
         return (*prompt.direct[:-1], self._response), self._reply(written)
 
     def _reply(self, written: Ids) -> Ids:
-        return self._task.split_reasoned(written)[1]
+        """What the user hears: as evaluation does, no more of it than a reply may have."""
+        return self._task.split_reasoned(written)[1][: self._task.serialiser.config.max_reply]
 
     def sampled(
         self,

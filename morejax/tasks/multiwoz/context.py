@@ -9,6 +9,9 @@ from morejax.tasks.multiwoz.records import State
 
 Ids = tuple[int, ...]
 
+MAX_ACTS = 24
+"""Most tokens of acts that a model writes before it answers."""
+
 
 class PromptTooLong(ValueError):
     """State, database result and acts, which are never cut, do not fit into the context."""

@@ -33,7 +33,7 @@ class TurnPrompts:
 
     Attributes:
         dialogue, turn: position in the corpus.
-        direct: what the policy reads, ending with `<response>`.
+        direct: what the policy reads, ending with `<response>` (aloud: with `<acts>`).
         reasoned: what the scaffold reads: the same with dialogue acts before `<response>`.
         reference: the corpus reply.
         state: gold or predicted state.

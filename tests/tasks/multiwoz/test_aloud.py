@@ -16,6 +16,7 @@ from morejax.tasks.streams import StreamContext
 
 STREAMS = ("corpus_bleu", "fluency", "faithfulness", "naturalness", "inform", "success", "slots")
 WRITTEN = 100
+WORD = "here"
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["all at once", "turn by turn"])
@@ -31,9 +32,9 @@ def tasks(request, tmp_path_factory):
 
 
 def written(direct, prompt, reply):
-    """Gold acts, the marker and a reply, as a model writes them."""
+    """Gold acts and a word that is no part of them, the marker and a reply: none of it but the reply is to be heard."""
     acts = direct.serialiser.acts_ids(prompt.dialogue.turns[prompt.turn].acts)
-    return (*acts, direct.serialiser.token(vocabulary.RESPONSE), *reply)
+    return (*acts, *direct.serialiser.text_ids(WORD), direct.serialiser.token(vocabulary.RESPONSE), *reply)
 
 
 def test_the_policy_is_asked_for_acts_and_judges_for_replies(tasks):
@@ -43,7 +44,8 @@ def test_the_policy_is_asked_for_acts_and_judges_for_replies(tasks):
         for plain, opened in zip(direct.prompts(dialogue), aloud.prompts(dialogue), strict=True):
             assert opened.direct == (*plain.direct[:-1], acts)
             # With the acts behind it the prompt becomes the one that the scaffold has learnt to answer.
-            assert (*opened.direct, *written(direct, plain, ())) == plain.reasoned
+            own = direct.serialiser.acts_ids(dialogue.turns[plain.turn].acts)
+            assert (*opened.direct, *own, direct.serialiser.token(vocabulary.RESPONSE)) == plain.reasoned
             said = aloud.spoken(opened, written(direct, plain, plain.reference))
             assert said == (plain.direct, plain.reference)
 
@@ -69,10 +71,18 @@ def test_streams_hear_the_reply_and_pay_at_the_end_of_what_is_written(tasks):
     assert said.rewards[..., STREAMS.index("slots")].any()
 
 
+def test_no_more_is_heard_than_a_reply_may_have(tasks):
+    direct, aloud = tasks
+    prompt = direct.prompts(direct.corpus.dialogues("dev")[0])[0]
+    endless = direct.serialiser.text_ids("here") * 90
+    _, heard = aloud.spoken(aloud.opened(prompt), written(direct, prompt, endless))
+    assert heard == endless[:80]
+
+
 def test_acts_that_never_end_say_nothing(tasks):
     direct, aloud = tasks
     prompts = direct.prompts(direct.corpus.dialogues("dev")[0])
-    endless = (direct.serialiser.acts_ids(prompts[0].dialogue.turns[0].acts) or (5,)) * 3
+    endless = direct.serialiser.text_ids(WORD) * 3
     batch = aloud.sampled(prompts, [endless] * len(prompts))
     assert {turn.text for turn in batch.turns} == {""}
     assert {turn.tokens for turn in batch.turns} == {endless}
