@@ -1,4 +1,4 @@
-"""What a reply costs: the policy, which answers directly, beside the scaffold, which writes its acts first.
+"""What a reply costs: the policy (direct, or `--aloud`) beside the scaffold, which writes its acts first.
 
     python experiments/multiwoz/cost.py --save cost.json -- --preset cpu --data-dir DATA --out runs/mwz
 

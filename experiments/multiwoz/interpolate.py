@@ -3,9 +3,10 @@ r"""Between the supervised model and the policy that PPO made of it: a front Suc
     python experiments/multiwoz/interpolate.py --save front.json --shares 0 0.25 0.5 0.75 1 -- \
         --preset cpu --data-dir DATA --out runs/mwz
 
-What follows `--` is the command of a finished run (policy track). Parameters are (1 - a) supervised + a policy for
-each share a (above 1: beyond the policy); each such model answers the split that choices are made on greedily. After
-Wortsman et al. 2022 (WiSE-FT) and Ramé et al. 2024 (WARP), who find such points above the front of single runs.
+What follows `--` is the command of a finished run (policy track). Parameters are (1 - a) supervised + a policy (with
+--aloud the scaffold in place of the supervised model) for each share a (above 1: beyond the policy); each such model
+answers the split that choices are made on greedily. After Wortsman et al. 2022 (WiSE-FT) and Ramé et al. 2024 (WARP),
+who find such points above the front of single runs.
 
 --mean takes the policies of other runs from the same supervised model too (other seeds) and puts the mean of all
 policies in the place of the one: what PPO's noise has moved them apart by goes, what they have in common stays.

@@ -38,7 +38,7 @@ class PPOConfig:
     """Share of the iterations, the last ones, whose parameters are averaged: final policy and evaluations are their
     mean, replies go on being sampled from the policy itself. 0 averages nothing."""
     runs: int = 1
-    """PPO runs of `--ppo.iterations` each, one after another and all from the supervised policy, with dialogues and
+    """PPO runs of `--ppo.iterations` each, one after another and all from the same start, with dialogues and
     samples of their own. Final policy is the mean of what `--ppo.average` averages in all of them."""
 
     def __post_init__(self) -> None:

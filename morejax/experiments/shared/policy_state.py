@@ -18,7 +18,7 @@ from morejax.training.initialise import initial_params, structure
 
 
 def initial_state(parts: RunParts, supervised: Params, numbers: StepNumbers) -> TrainState:
-    """The supervised policy with a fresh critic."""
+    """The policy that PPO starts from (the supervised model, aloud the scaffold) with a fresh critic."""
     graphdef, abstract = structure(parts.build_policy)
     if parts.model_config.lora.rank:
         return _adapted_state(parts, graphdef, supervised, numbers)
