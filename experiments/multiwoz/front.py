@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from morejax.tasks.multiwoz.board import POLICY_ROWS
@@ -45,34 +46,25 @@ def draw_front(
 
 
 _PLACES = [(4, 3), (4, -9), (-4, 3), (-4, -9), (4, 11), (-4, 11), (4, -17), (-4, -17), (12, -3), (-12, -3)]
-"""Where a name may stand beside its point, in points of the page; the first free place is taken."""
+"""Where a name may stand beside its point, in points of the page; the first free place is taken, or the freest."""
 
 
 def _name(figure: Figure, axis: Axes, points: Sequence[tuple[str, float, float, str]]) -> None:
-    """Write (name, x, y, colour) beside the points so that no name lies on another one or on a point."""
+    """Write (name, x, y, colour) beside the points, names lying on as few names and points as can be."""
     figure.draw_without_rendering()
     dots = axis.transData.transform([(x, y) for _, x, y, _ in points])
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in dots]
     for name, x, y, colour in points:
-        tried = []
-        for right, up in _PLACES:
-            text = axis.annotate(
-                name,
-                (x, y),
-                fontsize=7,
-                color=colour,
-                xytext=(right, up),
-                textcoords="offset points",
-                ha="left" if right > 0 else "right",
-            )
-            box = text.get_window_extent()
-            tried.append((sum(box.overlaps(other) for other in taken), len(tried), text, box))
-            text.set_visible(False)
-            if not tried[-1][0]:
-                break
-        _, _, best, box = min(tried, key=lambda one: one[:2])
-        best.set_visible(True)
-        taken.append(box)
+        text = axis.annotate(name, (x, y), fontsize=7, color=colour, xytext=(0, 0), textcoords="offset points")
+
+        def box_at(place: tuple[int, int], text: Annotation = text) -> Bbox:
+            text.set_position(place)
+            text.set_horizontalalignment("left" if place[0] > 0 else "right")
+            return text.get_window_extent()
+
+        boxes = map(box_at, _PLACES)
+        overlaps = [sum(box.overlaps(other) for other in taken) for box in boxes]
+        taken.append(box_at(_PLACES[overlaps.index(min(overlaps))]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from morejax.experiments.multiwoz.parts import Parts
 from morejax.tasks.multiwoz import tokenizer as vocabulary
 from morejax.tasks.multiwoz.context import ContextConfig
 from morejax.tasks.multiwoz.embedded import write_embedded
@@ -92,6 +95,18 @@ def test_exact_dialogues_come_more_often_beside_weak_ones(parts):
     assert len(task.examples("train")) == turns["train"]
     prompts = [p.direct for d in corpus.dialogues("train") for p in task.prompts(d)]
     assert not any(vocabulary.token_id(own, "<weak>") in prompt for prompt in prompts)
+
+
+@pytest.mark.parametrize("user_loss", [False, True])
+def test_users_are_learnt_where_the_flag_says_so_and_not_otherwise(task, user_loss):
+    """What a run learns from; what it is watched by (`examples` as it is) are replies."""
+    run = SimpleNamespace(task=task, fit="dev", config=SimpleNamespace(user_loss=user_loss))
+    learnt, watched = Parts.learnt(run, reasoned=False), task.examples("dev")
+    utterances = sum(len(task.serialiser.text_ids(t.user)) + 1 for d in task.corpus.dialogues("dev") for t in d.turns)
+    targets = [sum(sum(example.target_mask) for example in examples) for examples in (learnt, watched)]
+    assert targets[0] == targets[1] + user_loss * utterances
+    assert [example.sequence for example in learnt] == [example.sequence for example in watched]
+    assert targets[1] == sum(len(example.reply) for example in watched)
 
 
 @pytest.mark.parametrize("track", ["policy", "e2e"])
