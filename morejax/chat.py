@@ -119,12 +119,9 @@ class Talker:
         tokenizer = self.serialiser.tokenizer
         if not self.reasoned:
             return vocabulary.decode(tokenizer, self.answer(prompt)), ""
-        response = self.serialiser.token(vocabulary.RESPONSE)
         written = self.answer((*prompt[:-1], self.serialiser.token(vocabulary.ACTS)))
-        cut = written.index(response) if response in written else len(written)
-        acts = tokenizer.convert_ids_to_tokens(list(written[:cut]))
-        reply = written[cut + 1 :][: self.serialiser.config.max_reply]
-        return vocabulary.decode(tokenizer, reply), " ".join(acts)
+        acts, reply = self.serialiser.split_reasoned(written)
+        return vocabulary.decode(tokenizer, reply), " ".join(tokenizer.convert_ids_to_tokens(list(acts)))
 
     def state_after(
         self, earlier: Sequence[tuple[str, str]], states: Sequence[State], user: str, before: State

@@ -74,8 +74,7 @@ class AloudTask:
         return (*prompt.direct[:-1], self._response), self._reply(written)
 
     def _reply(self, written: Ids) -> Ids:
-        """What the user hears: as evaluation does, no more of it than a reply may have."""
-        return self._task.split_reasoned(written)[1][: self._task.serialiser.config.max_reply]
+        return self._task.split_reasoned(written)[1]
 
     def sampled(
         self,

@@ -274,10 +274,8 @@ class MultiwozTask:
             )
 
     def split_reasoned(self, ids: Ids) -> tuple[Ids, Ids]:
-        """Cut what the scaffold wrote at `<response>`: acts and reply."""
-        response = self.serialiser.token(vocabulary.RESPONSE)
-        cut = ids.index(response) if response in ids else len(ids)
-        return ids[:cut], ids[cut + 1 :] or (self.eos_id,)
+        """Acts and reply of what a model that reasons wrote; see `TokenIds.split_reasoned`."""
+        return self.serialiser.split_reasoned(ids)
 
     def score(self, predictions: dict[str, list[dict[str, Any]]], splits: str) -> dict[str, Any]:
         """The standard scorer's numbers of predictions on these splits."""

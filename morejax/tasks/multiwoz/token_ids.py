@@ -190,6 +190,15 @@ class TokenIds:
             last = act.domain
         return tuple(ids)
 
+    def split_reasoned(self, ids: Ids) -> tuple[Ids, Ids]:
+        """Cut what a model that reasons wrote at `<response>`: acts, and the reply, cut to `max_reply` tokens.
+
+        Where nothing follows, or acts never ended, the reply is `<eos>` alone.
+        """
+        response = self._id[vocabulary.RESPONSE]
+        cut = ids.index(response) if response in ids else len(ids)
+        return ids[:cut], ids[cut + 1 :][: self.config.max_reply] or (self._id[vocabulary.EOS],)
+
 
 def _readable(slot: str, value: str) -> bool:
     try:
