@@ -232,7 +232,7 @@ def _whole_dialogues(made: MultiwozConfig, context: ContextConfig) -> tuple[Mult
 
 
 # For sampled replies, which reach this within ten iterations or so; greedy ones end above
-# (experiments/multiwoz/RESULTS.md, B13 to B24).
+# (experiments/multiwoz/ATTEMPTS.md, B13 to B24).
 _THRESHOLDS = {"inform": 0.75, "success": 0.70}
 # Within tens of iterations: a multiplier that moves slowly goes on asking for what there is already.
 _MULTIPLIERS: dict[str, Any] = {"multiplier_init": 0.2, "multiplier_kp": 5.0, "multiplier_ki": 0.3}
