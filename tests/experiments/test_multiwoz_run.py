@@ -6,6 +6,9 @@ import json
 import re
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +19,7 @@ from transformers import AutoTokenizer
 from morejax import chat
 from morejax.evaluate import evaluate_file
 from morejax.experiments.multiwoz.__main__ import main
+from morejax.experiments.multiwoz.keep import keep
 from morejax.export import load_run
 from morejax.export import main as export
 from morejax.models import hf
@@ -25,6 +29,7 @@ from morejax.training.writers import read_stages
 
 pytestmark = pytest.mark.slow
 
+SCRIPTS = Path(__file__).parents[2] / "experiments" / "multiwoz"
 ITERATIONS = 5
 STREAMS = ("likeness", "fluency", "faithfulness", "naturalness", "inform", "success", "slots")
 SCORES = ("inform", "success", "bleu", "combined")
@@ -79,11 +84,12 @@ def failure(arguments, capsys):
 
 
 SHORT = ("--ppo.iterations", "1", "--eval-splits", "test")
+ALOUD = ("--aloud", "--ppo.iterations", "1", "--eval-splits", "dev")
 VARIANTS = {
     "mixed": ("--method", "mixed", *SHORT),
     "unconstrained": ("--method", "unconstrained", "--ppo.ref-context", "direct", *SHORT),
     "supervised": ("--method", "supervised", *SHORT),
-    "aloud": ("--aloud", *SHORT),
+    "aloud": ALOUD,
     "gdpo": (
         *("--method", "fixed", "--step.baseline", "group_mean", "--step.adv-norm", "group", "--critic.kind", "none"),
         *("--ppo.samples", "2", "--ppo.turns", "64", "--numbers.gamma-turn", "0.5", *SHORT),
@@ -431,6 +437,39 @@ def test_a_policy_that_answers_aloud(variants):
     assert lines(root / "mixed", "ppo")[-2]["kl"] > 1e-4
     assert chat.load_talker(root / "aloud").reasoned
     assert not chat.load_talker(root / "mixed").reasoned
+
+
+def test_scripts_let_a_policy_answer_aloud(tiny, variants, tmp_path):
+    """Without a penalty, and at the ends of the interpolation, scores are the run's own."""
+    run, saved = variants[0] / "aloud", tmp_path / "rows.json"
+    recorded = {row["system"]: row for row in read(run / "results.json")["scores"]}
+    for script, flags, systems in (
+        ("end_penalty.py", ("--penalties", "0"), ("ppo",)),
+        ("interpolate.py", ("--shares", "0", "1"), ("scaffold", "ppo")),
+    ):
+        command = [sys.executable, SCRIPTS / script, *flags, "--save", saved, "--", *tiny.arguments(run, *ALOUD)]
+        done = subprocess.run(command, env=tiny.environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        for row, system in zip(read(saved), systems, strict=True):
+            assert {key: row[key] for key in SCORES} == pytest.approx({key: recorded[system][key] for key in SCORES})
+
+
+def test_what_is_kept_scores_as_the_run_did_and_holds_no_words_of_users(tiny, finished, copy_of, tmp_path):
+    run, kept = copy_of(finished[0]), tmp_path / "kept"
+    # As end to end, where what is predicted has states.
+    path = run / "predictions" / "dev.json"
+    state = {"state": {"hotel": {"name": "hers"}}}
+    path.write_text(json.dumps({name: [turn | state for turn in turns] for name, turns in read(path).items()}))
+    written = keep(run, kept)
+    assert {"config.json", "results.json", "overview.png", "predictions_dev.json"} <= {file.name for file in written}
+    assert not any((kept / name).exists() for name in ("checkpoints", "report.html", "samples.json"))
+    assert "hers" not in (kept / "predictions_dev.json").read_text()
+    again = evaluate_file(kept / "predictions_dev.json", tiny.corpus, "dev")
+    row = next(row for row in read(run / "results.json")["scores"] if (row["system"], row["split"]) == ("ppo", "dev"))
+    assert {key: again[key] for key in SCORES} == pytest.approx({key: row[key] for key in SCORES})
+    config = (kept / "config.json").read_text()
+    assert str(tiny.corpus) not in config
+    assert json.loads(config)["config"]["data_dir"] == "DATA"
 
 
 def test_methods_mix_as_they_say(variants):
