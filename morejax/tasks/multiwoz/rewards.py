@@ -259,7 +259,7 @@ def restraint(batch: SampledBatch, context: StreamContext) -> StreamValues:
 
     |said & corpus| / |said| over NAME and the requestables, each counted once; a reply without any is left out of J.
     Inform and Success count what is given at any time and forgive what nobody asked for. This is the other side of
-    that trade: policies that learnt from those two offer in a fifth to a third of all turns in which people do not
+    that trade: policies that learnt from those two offer in a fifth to three tenths of the turns in which people do not
     (experiments/multiwoz/RESULTS.md).
     """
     said = [mentions(turn.text) & _DECISIVE for turn in batch.turns]
