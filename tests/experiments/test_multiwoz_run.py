@@ -19,7 +19,6 @@ from transformers import AutoTokenizer
 from morejax import chat
 from morejax.evaluate import evaluate_file
 from morejax.experiments.multiwoz.__main__ import main
-from morejax.experiments.multiwoz.keep import keep
 from morejax.export import load_run
 from morejax.export import main as export
 from morejax.models import hf
@@ -452,24 +451,6 @@ def test_scripts_let_a_policy_answer_aloud(tiny, variants, tmp_path):
         assert done.returncode == 0, done.stderr
         for row, system in zip(read(saved), systems, strict=True):
             assert {key: row[key] for key in SCORES} == pytest.approx({key: recorded[system][key] for key in SCORES})
-
-
-def test_what_is_kept_scores_as_the_run_did_and_holds_no_words_of_users(tiny, finished, copy_of, tmp_path):
-    run, kept = copy_of(finished[0]), tmp_path / "kept"
-    # As end to end, where what is predicted has states.
-    path = run / "predictions" / "dev.json"
-    state = {"state": {"hotel": {"name": "hers"}}}
-    path.write_text(json.dumps({name: [turn | state for turn in turns] for name, turns in read(path).items()}))
-    written = keep(run, kept)
-    assert {"config.json", "results.json", "overview.png", "predictions_dev.json"} <= {file.name for file in written}
-    assert not any((kept / name).exists() for name in ("checkpoints", "report.html", "samples.json"))
-    assert "hers" not in (kept / "predictions_dev.json").read_text()
-    again = evaluate_file(kept / "predictions_dev.json", tiny.corpus, "dev")
-    row = next(row for row in read(run / "results.json")["scores"] if (row["system"], row["split"]) == ("ppo", "dev"))
-    assert {key: again[key] for key in SCORES} == pytest.approx({key: row[key] for key in SCORES})
-    config = (kept / "config.json").read_text()
-    assert str(tiny.corpus) not in config
-    assert json.loads(config)["config"]["data_dir"] == "DATA"
 
 
 def test_methods_mix_as_they_say(variants):

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from morejax.evaluate import evaluate_file
 from morejax.experiments.multiwoz.__main__ import parse
+from morejax.experiments.multiwoz.keep import keep
 from morejax.tasks.multiwoz.canonical import VENUE_DOMAINS
 from morejax.tasks.multiwoz.database import Database
 from morejax.tasks.multiwoz.records import Dialogue, Turn
@@ -297,6 +299,25 @@ def test_a_recorded_run_is_its_command_scores_and_end(finished, tmp_path, monkey
     (run / "results.json").write_text(json.dumps(results | {"select": "train"}))
     assert record.main([f"a={run}", "--to", str(target)]) == 2
     assert "no scores of the policy on train" in capsys.readouterr().err
+
+
+def test_what_is_kept_scores_as_the_run_did_and_holds_no_words_of_users(tiny, finished, copy_of, tmp_path):
+    run, kept = copy_of(finished[0]), tmp_path / "kept"
+    # As end to end, where what is predicted has states.
+    path = run / "predictions" / "dev.json"
+    state = {"state": {"hotel": {"name": "hers"}}}
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({name: [turn | state for turn in turns] for name, turns in said.items()}))
+    written = keep(run, kept)
+    assert {"config.json", "results.json", "overview.png", "predictions_dev.json"} <= {file.name for file in written}
+    assert not any((kept / name).exists() for name in ("checkpoints", "report.html", "samples.json"))
+    assert "hers" not in (kept / "predictions_dev.json").read_text()
+    again = evaluate_file(kept / "predictions_dev.json", tiny.corpus, "dev")
+    recorded = scores(run, "ppo", "dev")
+    assert {key: again[key] for key in SCORES} == pytest.approx({key: recorded[key] for key in SCORES})
+    config = (kept / "config.json").read_text()
+    assert str(tiny.corpus) not in config
+    assert json.loads(config)["config"]["data_dir"] == "DATA"
 
 
 def test_a_recorded_command_names_no_folder(monkeypatch):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from morejax.experiments.shared import keep as shared
 from morejax.training.figures import evaluation_figure
+from morejax.training.run import write_json
 
 _WHAT = (
     "configuration, results, metrics, replies and figures (the parts that may be published, without checkpoints and "
@@ -36,7 +37,7 @@ def _replies(predictions: Path, target: Path) -> Path:
     said = json.loads(predictions.read_text())
     replies = {name: [{"response": turn["response"]} for turn in turns] for name, turns in said.items()}
     path = target / f"predictions_{predictions.name}"
-    path.write_text(json.dumps(replies, indent=1) + "\n")
+    write_json(path, replies)
     return path
 
 
