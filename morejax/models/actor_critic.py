@@ -10,6 +10,7 @@ from flax import nnx
 
 from morejax.models.decoder import Decoder
 from morejax.models.decoder_config import DecoderConfig
+from morejax.models.dropout import Dropout
 from morejax.models.heads import PolicyHead, ValueHead
 
 
@@ -74,9 +75,11 @@ class ActorCritic(nnx.Module):
         """Final hidden states f32[B, Q, D] of the policy."""
         return self.trunk.hidden(tokens, mask)
 
-    def response_hidden(self, tokens: jax.Array, mask: jax.Array, context: int) -> jax.Array:
+    def response_hidden(
+        self, tokens: jax.Array, mask: jax.Array, context: int, dropout: Dropout | None = None
+    ) -> jax.Array:
         """Hidden states f32[B, T, D] that predict the response: the last block runs on these positions only."""
-        return self.trunk.hidden(tokens[:, :-1], mask[:, :-1], context - 1)
+        return self.trunk.hidden(tokens[:, :-1], mask[:, :-1], context - 1, dropout)
 
     def response_values(self, tokens: jax.Array, mask: jax.Array, hidden: jax.Array, context: int) -> jax.Array:
         """Values f32[B, T, H] before every response token; `hidden` as `response_hidden` gives it."""

@@ -10,6 +10,7 @@ from flax import nnx
 
 from morejax.models.attention import Attention, out_scale, rms_norm
 from morejax.models.decoder_config import DecoderConfig
+from morejax.models.dropout import Dropout, dropped
 from morejax.models.linear import Linear
 from morejax.models.rope import Rotation
 
@@ -54,15 +55,22 @@ class Block(nnx.Module):
         gate = {"gate": hidden}
         self.gate = Linear(width, gate, 0.02, config.mlp_bias, config, rngs) if config.mlp == "swiglu" else None
 
-    def mlp(self, x: jax.Array) -> jax.Array:
+    def mlp(self, x: jax.Array, dropout: Dropout | None = None) -> jax.Array:
         """x plus the MLP of its norm, `[B, Q, D]`."""
         y = self.norm2(x)
         if self.gate is not None:
-            return x + self.down(jax.nn.silu(self.gate(y)) * self.up(y))
-        return x + self.down(jax.nn.gelu(self.up(y), approximate=self.kind == "gelu_tanh"))
+            inner = jax.nn.silu(self.gate(y)) * self.up(y)
+        else:
+            inner = jax.nn.gelu(self.up(y), approximate=self.kind == "gelu_tanh")
+        return x + dropped(self.down(inner), dropout, 1)
 
     def __call__(
-        self, x: jax.Array, sight: Sight, windowed: jax.Array | bool = False, start: int = 0
+        self,
+        x: jax.Array,
+        sight: Sight,
+        windowed: jax.Array | bool = False,
+        start: int = 0,
+        dropout: Dropout | None = None,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The block's output at positions from `start` on, and keys and values `[B, K, Q, E]` of all of them.
 
@@ -71,7 +79,8 @@ class Block(nnx.Module):
           sight: of these positions.
           windowed: has this layer the sliding window? Known when tracing, or bool[].
           start: first position whose output is wanted.
+          dropout: of what attention and MLP add, this layer's draw; None: none.
         """
         q, k, v = self.attention.project(self.norm1(x), sight.rotation, start)
         mixed = self.attention.attend(q, k, v, sight.bias(windowed, start), causal=True)
-        return self.mlp(x[:, start:] + mixed), k, v
+        return self.mlp(x[:, start:] + dropped(mixed, dropout, 0), dropout), k, v

@@ -16,6 +16,7 @@ from flax import nnx
 from morejax.models.attention import additive, causal_bias, token_positions, window_bias
 from morejax.models.block import Block, Sight, norm
 from morejax.models.decoder_config import DecoderConfig
+from morejax.models.dropout import Dropout, dropped
 from morejax.models.heads import vocabulary_logits
 from morejax.models.rope import rotation
 
@@ -59,7 +60,7 @@ class Decoder(nnx.Module):
             x = x + self.positions[...][positions]
         return x.astype(jnp.dtype(self.config.dtype))
 
-    def hidden(self, tokens: jax.Array, mask: jax.Array, start: int = 0) -> jax.Array:
+    def hidden(self, tokens: jax.Array, mask: jax.Array, start: int = 0, dropout: Dropout | None = None) -> jax.Array:
         """Final hidden states after the last norm.
 
         Args:
@@ -67,19 +68,30 @@ class Decoder(nnx.Module):
           mask: bool[B, Q], True on real tokens; padding may stand anywhere, positions count real tokens only.
           start: first position that is wanted. Nobody reads what the last block makes of those before it: unrolled, it
             computes their keys and values alone. (Under `scan` it is one of many, and all positions go through.)
+          dropout: of embeddings and of what every block adds; None: none.
 
         Returns:
           f32[B, Q - start, D]; rows of padding are finite and meaningless.
         """
         positions = token_positions(mask)
         x, sight = self.embed(tokens, mask, positions), self.sight(causal_bias(mask), positions, positions)
+        x = dropped(x, dropout, self.config.layers)
+
+        def layer(x, block, index, windowed, start=0):
+            return block(x, sight, windowed, start, dropout and dropout.at(index))[0]
+
         if self.config.scan:
-            x, _ = self._scan(lambda x, block, windowed: (block(x, sight, windowed)[0], None), x)
+
+            def step(carry, block, windowed):
+                index, x = carry
+                return (index + 1, layer(x, block, index, windowed)), None
+
+            (_, x), _ = self._scan(step, (jnp.int32(0), x))
             return self.final_norm(x[:, start:])
         for index in range(self.config.layers):
             windowed, begin = self.config.windowed(index), start if index == self.config.layers - 1 else 0
-            call = _remat(lambda block, x, w=windowed, b=begin: block(x, sight, w, b)[0], self.config.remat)
-            x = call(self._layer(index), x)
+            call = _remat(lambda x, block, i=index, w=windowed, b=begin: layer(x, block, i, w, b), self.config.remat)
+            x = call(x, self._layer(index))
         return self.final_norm(x)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import jax
 
+from morejax.models.dropout import Dropout
 
-def response_hidden(model, tokens: jax.Array, mask: jax.Array, context: int) -> tuple[jax.Array, jax.Array]:
+
+def response_hidden(
+    model, tokens: jax.Array, mask: jax.Array, context: int, dropout: Dropout | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Hidden states that predict the response, and what `response_values` reads.
 
     A model with a `response_hidden` of its own computes nothing else (an `ActorCritic` leaves out what its last block
@@ -14,13 +18,20 @@ def response_hidden(model, tokens: jax.Array, mask: jax.Array, context: int) -> 
     Args:
       model: policy, i32[S, C+T] tokens and bool[S, C+T] mask: its input.
       context: C.
+      dropout: noise of this pass, for a model whose `response_hidden` takes it; None: none.
 
     Returns:
       f32[S, T, D], and the same or f32[S, C+T, D].
+
+    Raises:
+      ValueError: dropout of a model without a `response_hidden` of its own.
     """
     if hasattr(model, "response_hidden"):
-        hidden = model.response_hidden(tokens, mask, context)
+        noise = () if dropout is None else (dropout,)
+        hidden = model.response_hidden(tokens, mask, context, *noise)
         return hidden, hidden
+    if dropout is not None:
+        raise ValueError(f"dropout needs a model with a `response_hidden`, which {type(model).__name__} has not")
     hidden = model.hidden(tokens, mask)
     return hidden[:, context - 1 : -1], hidden
 

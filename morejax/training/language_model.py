@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from flax import nnx, struct
 
+from morejax.models.dropout import Dropout
 from morejax.models.response import response_hidden
 from morejax.models.split import Params, merge
 from morejax.optimizers import Name, kernels, optimizer
@@ -52,6 +53,9 @@ class LanguageModelConfig:
     """Decay of matrices, decoupled from the gradient (AdamW)."""
     token_dropout: float = 0.0
     """Probability with which a context token is hidden."""
+    dropout: float = 0.0
+    """Probability with which an entry of the embeddings, and of what a block adds to them, is dropped (in training
+    alone): for more passes over few examples than a model can make before it learns them by heart."""
     max_grad_norm: float = 1.0
     """Global norm to which gradients are clipped."""
     checkpoint_every: int = 200
@@ -63,6 +67,9 @@ class LanguageModelConfig:
         for name in ("epochs", "tokens_per_batch", "bucket", "learning_rate", "max_grad_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("token_dropout", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
         optimizer(self.optimizer)  # refuses what it does not know
 
 
@@ -99,6 +106,7 @@ def target_loss(
     mask: jax.Array,
     targets: jax.Array,
     picked: jax.Array | None = None,
+    dropout: Dropout | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Mean negative log-likelihood of the targets, nats per token, and their number.
 
@@ -106,10 +114,11 @@ def target_loss(
         tokens, mask: i32[B, L], bool[B, L].
         targets: bool[B, R], which of the last R tokens are predicted; the head runs on those positions only.
         picked: i32[B, K], on which of the R the head runs, all targets among them; None: on all.
+        dropout: noise of this pass; None: none.
     """
     model = merge(graphdef, params)
     span = targets.shape[1]
-    hidden, _ = response_hidden(model, tokens, mask, tokens.shape[1] - span)
+    hidden, _ = response_hidden(model, tokens, mask, tokens.shape[1] - span, dropout)
     tokens = tokens[:, -span:]
     if picked is not None:
         hidden = jnp.take_along_axis(hidden, picked[..., None], axis=1)
@@ -129,18 +138,29 @@ def fresh_state(params: Params, tx: optax.GradientTransformation, placement: Pla
     return jax.jit(make, out_shardings=placement.of_state(jax.eval_shape(make, params)))(params)
 
 
-def compile_update(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, shardings: Any = None):
+def compile_update(
+    graphdef: nnx.GraphDef,
+    tx: optax.GradientTransformation,
+    shardings: Any = None,
+    *,
+    dropout: float = 0.0,
+    seed: int = 0,
+):
     """(state, tokens, mask, targets[, picked]) -> (state, loss, gradient norm), jitted, the state donated.
 
     Args:
         graphdef, tx: model and optimizer.
         shardings: of the new state, where the old one must lie; None leaves them to the compiler.
+        dropout: its rate.
+        seed: of dropout; with the number of the step it gives the noise, so that a resumed run has the same.
     """
 
     @partial(jax.jit, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None, None))
     def update(state: LanguageModelState, *batch):
+        noise = Dropout(jax.random.fold_in(jax.random.key(seed), state.step), dropout) if dropout else None
+
         def objective(params):
-            return target_loss(graphdef, params, *batch)[0]
+            return target_loss(graphdef, params, *batch, dropout=noise)[0]
 
         loss, grads = jax.value_and_grad(objective)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -234,7 +254,8 @@ def fit(
         state, meta = checkpoints.restore(state)
         start = restored = meta["step"]
         seen = meta["tokens"]
-    update = compile_update(graphdef, tx, None if placement.mesh is None else placement.of_state(state))
+    shardings = None if placement.mesh is None else placement.of_state(state)
+    update = compile_update(graphdef, tx, shardings, dropout=config.dropout, seed=seed)
     batches = _from_step(train, groups, config, per_epoch, start, seed, pad_id, drop_id, rows)
     # Several processes ask each other for signals, which waits for the devices: only when the loop waits anyway.
     look_every = 1 if jax.process_count() == 1 else config.log_every

@@ -13,6 +13,7 @@ from flax import nnx
 
 from morejax.models import Decoder, DecoderConfig, merge, split
 from morejax.models.attention import causal_bias, token_positions
+from morejax.models.dropout import Dropout
 
 CONFIG = DecoderConfig(vocab_size=48, max_length=16, layers=2, width=16, heads=2)
 LENGTH = 9
@@ -120,6 +121,42 @@ def test_scan_and_rematerialisation_change_no_gradient(core, params, batch, plai
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(grad), jax.tree.leaves(plain[1]), strict=True):
         scale = max(float(jnp.abs(b).max()), 1e-3)
         np.testing.assert_allclose(a, b, atol=1e-5 * scale, rtol=0, err_msg=jax.tree_util.keystr(path))
+
+
+def test_dropout_zeroes_its_share_and_keeps_the_mean():
+    ones = jnp.ones((200, 500))
+    found = np.asarray(Dropout(jax.random.key(0), 0.25)(ones))
+    assert set(np.unique(found)) == {np.float32(0), np.float32(1 / 0.75)}
+    # 100,000 draws: the standard deviation of their share is 0.0014.
+    assert (found == 0).mean() == pytest.approx(0.25, abs=0.006)
+    again, elsewhere = (np.asarray(Dropout(jax.random.key(0), 0.25).at(place)(ones)) for place in (1, 2))
+    assert not np.array_equal(again, elsewhere)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_dropout_is_the_same_noise_scanned_and_rematerialised_and_stays_causal(core, params, batch, call, remat):
+    """One key, one noise, however the layers are run; a draw differs from no dropout, and from another draw."""
+
+    def dropped(config, key):
+        graphdef, _ = split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))
+
+        def states(params, key):
+            return merge(graphdef, params).hidden(*batch, dropout=Dropout(key, 0.3))
+
+        return np.asarray(jax.jit(states, compiler_options=core.fast_compile())(params, jax.random.key(key)))
+
+    unrolled, scanned = (dropped(replace(CONFIG, scan=scan, remat=remat), 0) for scan in (False, True))
+    np.testing.assert_allclose(unrolled, scanned, atol=1e-5)
+    assert np.abs(unrolled - dropped(CONFIG, 1)).max() > 0.1
+    assert np.abs(unrolled - np.asarray(call(CONFIG, params, "hidden", *batch))).max() > 0.1
+    # Causal with it, too: the last token of the second row changes its own state alone.
+    tokens, mask = batch
+    changed = tokens.copy()
+    changed[1, -1] = (changed[1, -1] + 1) % CONFIG.vocab_size
+    graphdef, _ = split(nnx.eval_shape(lambda: Decoder(CONFIG, nnx.Rngs(0))))
+    other = merge(graphdef, params).hidden(changed, mask, dropout=Dropout(jax.random.key(0), 0.3))
+    np.testing.assert_allclose(np.asarray(other)[:, :-1][mask[:, :-1]], unrolled[:, :-1][mask[:, :-1]], atol=1e-5)
+    assert np.abs(np.asarray(other)[1, -1] - unrolled[1, -1]).max() > 0.1
 
 
 def test_bfloat16_stays_close_and_keeps_float32_outside(params, call, batch):

@@ -15,6 +15,8 @@ import pytest
 from flax import nnx
 
 from morejax.models import ActorCritic, DecoderConfig, split
+from morejax.models.dropout import Dropout
+from morejax.models.response import response_hidden
 from morejax.models.split import merge
 from morejax.training import language_model
 from morejax.training.batching import Sequences
@@ -56,7 +58,13 @@ class Stop:
 
 
 CONFIG = LanguageModelConfig(
-    epochs=2.5, tokens_per_batch=256, learning_rate=0.01, checkpoint_every=4, log_every=2, token_dropout=0.1
+    epochs=2.5,
+    tokens_per_batch=256,
+    learning_rate=0.01,
+    checkpoint_every=4,
+    log_every=2,
+    token_dropout=0.1,
+    dropout=0.1,
 )
 
 
@@ -143,6 +151,37 @@ def test_loss_of_a_split_does_not_depend_on_the_batches(model):
     assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
 
 
+def test_dropout_is_of_the_step_and_of_training_alone(model):
+    """The loss that an update reports has the noise of (seed, step): the same again for the same two, else another.
+
+    A state is donated, so each update has one of its own."""
+    graphdef, params = model
+    tx = make_optimizer(CONFIG, 10)
+    batch = np.arange(1, 25).reshape(2, 12), np.ones((2, 12), bool), np.ones((2, 6), bool)
+    plain = float(jitted_loss(graphdef, params, *batch)[0])
+
+    def loss(step, seed, rate=0.3):
+        update = language_model.compile_update(graphdef, tx, dropout=rate, seed=seed)
+        state = language_model.fresh_state(params, tx, language_model.ONE_DEVICE)
+        return float(update(state.replace(step=jnp.int32(step)), *batch)[1])
+
+    first, again, later, other = loss(0, 0), loss(0, 0), loss(1, 0), loss(0, 1)
+    assert first == again
+    assert len({plain, first, later, other}) == 4
+    assert loss(0, 0, rate=0.0) == pytest.approx(plain, rel=1e-6)
+
+
+def test_dropout_of_a_model_that_cannot_is_refused():
+    class Bare:
+        def hidden(self, tokens, mask):
+            return jnp.zeros((*tokens.shape, 1))
+
+    tokens = jnp.zeros((1, 4), int)
+    assert response_hidden(Bare(), tokens, tokens > -1, 2)[0].shape == (1, 2, 1)
+    with pytest.raises(ValueError, match="Bare has not"):
+        response_hidden(Bare(), tokens, tokens > -1, 2, Dropout(jax.random.key(0), 0.1))
+
+
 def test_only_matrices_decay():
     params = {"up": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "embedding": jnp.ones((3, 2))}
     config = LanguageModelConfig(learning_rate=0.1, warmup=0.0, weight_decay=0.5, max_grad_norm=1.0)
@@ -165,6 +204,12 @@ def test_an_unknown_optimizer_is_refused():
 def test_settings_that_make_no_sense(name):
     with pytest.raises(ValueError, match=f"{name} must be positive, not 0"):
         LanguageModelConfig(**{name: 0})
+
+
+@pytest.mark.parametrize("name", ["token_dropout", "dropout"])
+def test_dropping_everything_is_refused(name):
+    with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\), not 1"):
+        LanguageModelConfig(**{name: 1})
 
 
 @pytest.fixture(scope="module")
