@@ -287,9 +287,11 @@ def load_talker(
     system = system or _default_system(run_dir)
     graphdef, params = _load_model(run_dir, system)
 
-    reasoned = system == "scaffold" or (system == "ppo" and bool(config.get("aloud")))
+    aloud = system == "ppo" and bool(config.get("aloud"))
+    reasoned = system == "scaffold" or aloud
+    max_acts = context.acts_room(config["model"]["max_length"]) if aloud else MAX_ACTS
     end_to_end = context.track == "e2e"
-    longest = max(context.max_reply + MAX_ACTS, context.max_state)
+    longest = max(context.max_reply + max_acts, context.max_state)
     # One cache for state and reply: the reply's prompt begins with the state's.
     cache = PrefixCache(graphdef, params, room=context.max_context + longest + _PADDING)
 
@@ -301,7 +303,7 @@ def load_talker(
         serialiser,
         database,
         build_ontology(database, read_schema(layout.schema)),
-        writer(context.max_reply + (MAX_ACTS if reasoned else 0), serialiser.token(vocabulary.EOS)),
+        writer(context.max_reply + (max_acts if reasoned else 0), serialiser.token(vocabulary.EOS)),
         writer(context.max_state, serialiser.token(vocabulary.DATABASE)) if end_to_end else None,
         reasoned,
     )

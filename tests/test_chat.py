@@ -162,6 +162,28 @@ def test_end_to_end_the_model_writes_the_state(e2e_run):
     assert conversation.state == wanted
 
 
+def test_acts_said_aloud_have_the_room_that_they_were_learnt_in(policy_run, tmp_path, monkeypatch):
+    """A policy that answers aloud: positions minus prompt and reply; the scaffold beside it the most there are."""
+    document = json.loads((policy_run / "config.json").read_text())
+    document["config"] |= {"aloud": True, "model": document["config"]["model"] | {"max_length": 96 + 8 + 10}}
+    for name in ("tokenizer", "checkpoints"):
+        (tmp_path / name).symlink_to(policy_run / name)
+    write_json(tmp_path / "config.json", document)
+    room = {}
+    # Parameters are those of a longer model; only what the sampler is asked for is looked at.
+    monkeypatch.setattr(chat, "_load_model", lambda run_dir, system: (None, None))
+    monkeypatch.setattr(chat, "PrefixCache", lambda *args, room: FakeCache())
+
+    class FakeCache:
+        def reply(self, prompt, config, seed):
+            room[system] = config.max_new_tokens
+            return prompt
+
+    for system in chat.SYSTEMS:
+        chat.load_talker(tmp_path, system=system).answer((5,))
+    assert room == {"supervised": 8, "scaffold": 8 + 24, "ppo": 8 + 10}
+
+
 def test_every_answer_has_a_seed_of_its_own():
     seeds = []
 

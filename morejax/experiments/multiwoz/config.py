@@ -124,7 +124,7 @@ class MultiwozConfig(ExperimentConfig):
     @property
     def max_acts(self) -> int:
         """Most tokens of acts before a reply; under --aloud as many as the model's positions have room for."""
-        return min(MAX_ACTS, _room(self.model, self.context)) if self.aloud else MAX_ACTS
+        return self.context.acts_room(self.model.max_length) if self.aloud else MAX_ACTS
 
     @property
     def run_dir(self) -> Path:
@@ -176,11 +176,6 @@ def _decoder(config: MultiwozConfig) -> DecoderConfig:
     return found
 
 
-def _room(model: DecoderConfig, context: ContextConfig) -> int:
-    """Positions beside the longest prompt and reply."""
-    return model.max_length - context.max_context - context.max_reply
-
-
 def _check_length(model: DecoderConfig, context: ContextConfig, *, aloud: bool) -> None:
     if context.longest > model.max_length:
         held = f"--context.max-context {context.max_context} plus --context.max-reply {context.max_reply}"
@@ -188,7 +183,7 @@ def _check_length(model: DecoderConfig, context: ContextConfig, *, aloud: bool) 
             f"--model.max-length {model.max_length} does not hold "
             + (f"--context.window {context.window}" if context.window else held)
         )
-    if aloud and (room := _room(model, context)) < _FEW_ACTS:
+    if aloud and (room := context.acts_room(model.max_length)) < _FEW_ACTS:
         raise ValueError(
             f"--aloud: --model.max-length {model.max_length} leaves {room} tokens for acts beside "
             f"--context.max-context {context.max_context} and --context.max-reply {context.max_reply}, expected "

@@ -72,6 +72,11 @@ class ContextConfig:
         """Most tokens of a sequence."""
         return max(self.window, self.max_context + self.max_reply)
 
+    def acts_room(self, positions: int) -> int:
+        """Tokens that a model of so many positions has for acts, beside the longest prompt and reply; at most
+        `MAX_ACTS`, and 0 or less where it has none."""
+        return min(MAX_ACTS, positions - self.max_context - self.max_reply)
+
 
 class Earlier(NamedTuple):
     """An earlier turn of a dialogue as prompts see it.
