@@ -111,6 +111,51 @@ def test_less_taken_off_the_end_makes_replies_shorter(tiny, finished, copy_of, t
     assert plain["length"] > rewarded["length"] == 0
 
 
+def test_models_score_as_in_their_run_and_the_scaffold_once_more_with_peoples_acts(tiny, finished, copy_of, tmp_path):
+    run, saved = copy_of(finished[0]), tmp_path / "gold_acts.json"
+    said = script(tiny, "gold_acts.py", "--save", saved, "--", *tiny.arguments(run))
+    rows = {row["system"]: row for row in json.loads(saved.read_text())}
+    assert list(rows) == ["supervised", "scaffold", "ppo", "scaffold, people's acts"]
+    for name in ("supervised", "scaffold", "ppo"):
+        recorded = scores(run, name, rows[name]["split"])
+        assert {key: rows[name][key] for key in SCORES} == pytest.approx({key: recorded[key] for key in SCORES})
+    assert len(said.splitlines()) == 2 + len(rows)
+
+
+def test_the_scaffold_reads_peoples_acts_where_others_read_none(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    module = importlib.import_module("gold_acts")
+    found = {"ppo": SimpleNamespace(params="P", reasoned=False), "scaffold": SimpleNamespace(params="S", reasoned=True)}
+    monkeypatch.setattr(module, "systems", lambda parts: found)
+
+    def saying(how):
+        return lambda params: lambda prompts: [(how, params, prompt) for prompt in prompts]
+
+    decoding = SimpleNamespace(answer=saying("answers"), reason_and_answer=saying("reasons"))
+    writers = module._writers(SimpleNamespace(decoding=decoding, dir="run"))
+    turn = SimpleNamespace(direct="prompt", reasoned="prompt with acts")
+    assert {name: write([turn]) for name, write in writers.items()} == {
+        "ppo": [("answers", "P", "prompt")],
+        "scaffold": [("reasons", "S", "prompt")],
+        "scaffold, people's acts": [("answers", "S", "prompt with acts")],
+    }
+    del found["scaffold"]
+    with pytest.raises(ValueError, match="run has no scaffold"):
+        module._writers(SimpleNamespace(decoding=decoding, dir="run"))
+
+
+def test_replies_are_told_apart_by_their_placeholders(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    by_content = importlib.import_module("gold_acts").by_content
+    people = ["try the nice [restaurant_name] on [phone] now", "which area do you like best ?", "it is at [address]"]
+    # The order of placeholders and their domain do not matter, how often they stand does.
+    texts = ["[phone] is of the nice [hotel_name]", "which area do you like best ?", "at [address] or [address]"]
+    found = by_content(texts, people)
+    assert found["same"] == pytest.approx(200 / 3)
+    assert 0 < found["bleu_other"] < found["bleu_same"] < 100
+    assert by_content(people, people) == pytest.approx({"same": 100, "bleu_same": 100, "bleu_other": 0})
+
+
 def test_the_ends_of_the_interpolation_are_the_runs_models(tiny, finished, copy_of, tmp_path):
     run, saved = copy_of(finished[0]), tmp_path / "front.json"
     # The mean with itself is the policy.
