@@ -209,21 +209,20 @@ def preset(name: str, track: str = "policy") -> MultiwozConfig:
     max_context, max_state = _END_TO_END[name]
     context = replace(made.context, track="e2e", max_context=max_context, max_state=max_state)
     if name == "cpu":
-        made, context = _whole_dialogues(made, context)
+        made = _end_to_end_recipe(made)
     model = replace(made.model, max_length=context.longest)
     return replace(made, track="e2e", context=context, model=model)
 
 
-def _whole_dialogues(made: MultiwozConfig, context: ContextConfig) -> tuple[MultiwozConfig, ContextConfig]:
+def _end_to_end_recipe(made: MultiwozConfig) -> MultiwozConfig:
     """The best of what was tried end to end (experiments/multiwoz/RESULTS.md, E2)."""
-    recipe = replace(
+    return replace(
         made,
         supervised=replace(made.supervised, epochs=2.6),
         scaffold=replace(made.scaffold, epochs=0.3),
-        ppo=replace(made.ppo, runs=3),
-        numbers=replace(made.numbers, thresholds={"inform": 0.8, "success": 0.75}),
+        ppo=replace(made.ppo, runs=3, iterations=30, eval_every=30),
+        numbers=replace(made.numbers, thresholds={"inform": 0.8, "success": 0.75}, multiplier_ema=0.9),
     )
-    return recipe, replace(context, layout="dialogue", given=True, window=384)
 
 
 # For sampled replies, which reach this within ten iterations or so; greedy ones end above
@@ -253,22 +252,23 @@ def _demo() -> MultiwozConfig:
 
 
 def _cpu() -> MultiwozConfig:
+    """B44 of experiments/multiwoz/ATTEMPTS.md: whole dialogues; short runs, and a mean of J that follows them."""
     lm = LanguageModelConfig(
-        epochs=2.5, tokens_per_batch=4096, learning_rate=2e-3, optimizer="muon", token_dropout=0.1, weight_decay=0.1
+        epochs=3.6, tokens_per_batch=4096, learning_rate=2e-3, optimizer="muon", token_dropout=0.1, weight_decay=0.1
     )
     return MultiwozConfig(
         preset="cpu",
         vocab_size=4096,
-        model=DecoderConfig(vocab_size=4096, max_length=192, layers=4, width=192, heads=6, shift=True),
+        model=DecoderConfig(vocab_size=4096, max_length=384, layers=4, width=192, heads=6, shift=True),
         critic=CriticConfig(kind="shared", hidden=128),
-        context=ContextConfig(max_context=128, max_reply=48, max_state=64),
+        context=ContextConfig(max_context=208, max_reply=48, max_state=64, layout="dialogue", given=True, window=384),
         supervised=lm,
-        scaffold=replace(lm, epochs=1.0, learning_rate=1e-3, weight_decay=0.05),
+        scaffold=replace(lm, epochs=0.35, learning_rate=1e-3, weight_decay=0.05),
         reward=RewardHeadConfig(),
         ppo=PPOConfig(
-            iterations=30,
+            iterations=15,
             turns=256,
-            eval_every=30,
+            eval_every=15,
             eval_dialogues=150,
             checkpoint_every=5,
             keep="last",
@@ -277,7 +277,12 @@ def _cpu() -> MultiwozConfig:
         ),
         step=StepConfig(minibatches=8, objectives=_OBJECTIVES),
         numbers=StepNumbers(
-            learning_rate=3e-4, warmup_steps=3, kl_coef=0.1, thresholds=dict(_THRESHOLDS), **_MULTIPLIERS
+            learning_rate=3e-4,
+            warmup_steps=3,
+            kl_coef=0.1,
+            thresholds={"inform": 0.88, "success": 0.85},
+            multiplier_ema=0.7,
+            **_MULTIPLIERS,
         ),
     )
 
