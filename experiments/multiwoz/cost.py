@@ -4,7 +4,9 @@
 
 What follows `--` is the command of a finished run (policy track). Both models answer the same turns of the split that
 choices are made on, greedily: all of them in batches, which gives tokens and scores, and `--turns` of them one at a
-time in turn with the other model, which gives the time that a person waits (compiled before it is taken).
+time in turn with the other model, which gives the time that a person waits (compiled before it is taken). With
+`--context.given` a prompt shows what was given before: in batches what the model gave itself, one at a time what people
+did.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 from finished_run import COLUMNS, command_line, read
 
 from morejax.experiments.multiwoz.config import MultiwozConfig
+from morejax.experiments.multiwoz.decoding import Predictions
 from morejax.experiments.multiwoz.parts import Parts
 from morejax.experiments.shared.systems import System, systems
 from morejax.tasks.multiwoz import tokenizer as vocabulary
@@ -62,8 +65,6 @@ def run(config: MultiwozConfig, turns: int) -> list[dict[str, Any]]:
     """
     if config.track != "policy":
         raise ValueError(f"--track {config.track}: only the policy track can be read here")
-    if config.context.given:
-        raise ValueError("--context.given: a prompt would need the replies before it, and all are asked at once here")
     if turns < 1:
         raise ValueError(f"--turns {turns}: at least 1 is needed")
     with StopRequest() as stop:
@@ -74,7 +75,6 @@ def run(config: MultiwozConfig, turns: int) -> list[dict[str, Any]]:
             raise ValueError(f"{parts.dir} has no {' and no '.join(missing)}: finish the run first")
         dialogues = parts.corpus.dialogues(parts.select)
         prompts = [prompt for dialogue in dialogues for prompt in parts.task.prompts(dialogue)]
-        owners = [prompt.dialogue.id for prompt in prompts]
         compared = [found["scaffold"], found["ppo"]]
         alone = {name: _alone(parts, found[name]) for name in ("scaffold", "ppo")}
         asked = [prompt.direct for prompt in prompts]
@@ -87,12 +87,7 @@ def run(config: MultiwozConfig, turns: int) -> list[dict[str, Any]]:
         taken = waits(alone, some)
         rows = []
         for name, system in zip(("scaffold", "ppo"), compared, strict=True):
-            written, replies = _all(parts, system, asked, name)
-            predictions: dict[str, list[dict[str, str]]] = {}
-            for owner, ids in zip(owners, replies, strict=True):
-                # As the evaluation of the run cuts them.
-                text = vocabulary.decode(parts.task.tokenizer, ids[: config.context.max_reply])
-                predictions.setdefault(owner, []).append({"response": text})
+            written, replies, predictions = _all(parts, system, len(asked), name)
             scores = parts.task.score(predictions, parts.select)
             row = row_of(name, written, replies, taken[name]) | {key: scores[key] for key in COLUMNS}
             rows.append(row | {"split": parts.select, "turns_timed": len(some), "device": jax.devices()[0].device_kind})
@@ -106,13 +101,23 @@ def _alone(parts: Parts, system: System) -> Callable[[Ids], list[Ids]]:
     return lambda prompt: one(system.params, [_opened(parts, system, prompt)])
 
 
-def _all(parts: Parts, system: System, asked: Sequence[Ids], name: str) -> tuple[list[Ids], list[Ids]]:
-    """Everything that a model writes, and the replies in it."""
+def _all(parts: Parts, system: System, turns: int, name: str) -> tuple[list[Ids], list[Ids], Predictions]:
+    """Everything that a model writes, the replies in it, and those as the evaluation of the run cuts them."""
     whole = parts.decoding.reasoned if system.reasoned else parts.decoding.direct
-    with Progress(f"{name} answers", len(asked)) as bar:
-        written = whole(system.params, [_opened(parts, system, prompt) for prompt in asked], progress=bar)
-    replies = [parts.task.split_reasoned(ids)[1] for ids in written] if system.reasoned else written
-    return written, replies
+    written: list[Ids] = []
+    replies: list[Ids] = []
+    with Progress(f"{name} answers", turns) as bar:
+
+        def answer(prompts: Sequence[Ids]) -> list[Ids]:
+            new = whole(system.params, [_opened(parts, system, prompt) for prompt in prompts])
+            said = [parts.task.split_reasoned(ids)[1] for ids in new] if system.reasoned else new
+            written.extend(new)
+            replies.extend(said)
+            bar.update(len(written), tokens=sum(map(len, new)))
+            return [ids[: parts.config.context.max_reply] for ids in said]
+
+        predictions = parts.task.predict(parts.select, answer)
+    return written, replies, predictions
 
 
 def _opened(parts: Parts, system: System, prompt: Ids) -> Ids:

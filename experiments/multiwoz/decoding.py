@@ -2,7 +2,8 @@
 
     python experiments/multiwoz/decoding.py --save decoding.json -- --preset cpu --data-dir DATA --out runs/mwz
 
-What follows `--` is the command of a finished run (policy track); nothing is trained. Its last model answers the
+What follows `--` is the command of a finished run (policy track, without `--context.given`, which the cpu preset has:
+`--context.no-given`); nothing is trained. Its last model answers the
 turns of the split that choices are made on, n times each and once greedily, and one reply a turn is chosen:
 
     greedy      the likeliest token at each place: what every other table reports

@@ -7,7 +7,7 @@
 
 What follows `--` is the backbone's own command, without --out and --seed; with --ppo.runs 1 an arm is one PPO run
 instead of the preset's mean of several, in a quarter of the time. Runs that are finished are not made again, so the
-same command goes on after a stop; `--table` only reads what is there. Writes `<grid>.json` (a row a run), `<grid>.md`
+same command goes on after a stop (the recorded grids are of the turn recipe: TURNS of README.md behind `--`); `--table` only reads what is there. Writes `<grid>.json` (a row a run), `<grid>.md`
 (mean and spread over seeds, and the difference to `more` with its 95 % interval) and a figure: of all runs, or for the
 front beside the published systems.
 """
@@ -62,7 +62,7 @@ GRIDS: dict[str, dict[str, str]] = {
         "stream, inv_norm": "--step.weights inv_norm",
         "exact norms": "--step.norm-at all",
         "clip multipliers": "--step.multipliers clip",
-        "J over 3 iterations": "--numbers.multiplier-ema 0.7",
+        "J over 3 iterations": "--numbers.multiplier-ema 0.7",  # the others have 0.9: TURNS of README.md
         "direct reference": "--ppo.ref-context direct",
         "aloud": "--aloud",
         "one clip": "--step.clip mixed --step.weights fixed",

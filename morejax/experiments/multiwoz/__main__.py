@@ -29,8 +29,8 @@ The same command with one of these
   --split test                            scores the trained policy on the test dialogues
   --method mixed --mixed-weight 0.5       a baseline
   --stages supervised evaluate            only some stages
-  --numbers.kl-coef 0.1                   another number of the step
-  --numbers.thresholds success 0.85       another threshold, the others stay
+  --numbers.kl-coef 0.2                   another number of the step
+  --numbers.thresholds success 0.7        another threshold, the others stay
 """
 
 
