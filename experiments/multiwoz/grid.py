@@ -6,8 +6,9 @@
         --preset cpu --data-dir DATA
 
 What follows `--` is the backbone's own command, without --out and --seed; with --ppo.runs 1 an arm is one PPO run
-instead of the preset's mean of several, in a quarter of the time. Runs that are finished are not made again, so the
-same command goes on after a stop (the recorded grids are of the turn recipe: TURNS of README.md behind `--`); `--table` only reads what is there. Writes `<grid>.json` (a row a run), `<grid>.md`
+instead of the preset's mean of several, in a quarter of the time. The recorded grids are of the turn recipe: TURNS of
+README.md stood behind `--`. Runs that are finished are not made again, so the same command goes on after a stop;
+`--table` only reads what is there. Writes `<grid>.json` (a row a run), `<grid>.md`
 (mean and spread over seeds, and the difference to `more` with its 95 % interval) and a figure: of all runs, or for the
 front beside the published systems.
 """
