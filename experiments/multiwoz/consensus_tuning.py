@@ -3,10 +3,11 @@ r"""Can a policy be taught what choosing among its replies would gain? Trained o
     python experiments/multiwoz/consensus_tuning.py --replies consensus.json --epochs 1 -- \
         --preset cpu --data-dir DATA --out runs/mwz
 
-What follows `--` is the command of a finished run (policy track, without `--context.given`, which the
-cpu preset has: `--context.no-given`). Its last policy answers the turns of a split n times each; the reply whose sentence BLEU against the others is highest in the mean (minimum Bayes risk, `decoding.py`) is
-what it then learns by maximum likelihood. No annotation is used. After Finkelstein and Freitag 2023 (MBR finetuning).
-Scores the policy before and after, greedily, on the split that choices are made on; nothing of the run is changed.
+What follows `--` is the command of a finished run (policy track, without `--context.given`, which the cpu preset has:
+`--context.no-given`). Its last policy answers the turns of a split n times each; the reply whose sentence BLEU against
+the others is highest in the mean (minimum Bayes risk, `decoding.py`) is what it then learns by maximum likelihood. No
+annotation is used. After Finkelstein and Freitag 2023 (MBR finetuning). Scores the policy before and after, greedily,
+on the split that choices are made on; nothing of the run is changed.
 """
 
 from __future__ import annotations
