@@ -78,7 +78,8 @@ class Decoder(nnx.Module):
         x = dropped(x, dropout, self.config.layers)
 
         def layer(x, block, index, windowed, start=0):
-            return block(x, sight, windowed, start, dropout and dropout.at(index))[0]
+            here = None if dropout is None else dropout.at(index)
+            return block(x, sight, windowed, start, here)[0]
 
         if self.config.scan:
 
