@@ -8,6 +8,7 @@ from typing import Any
 
 from morejax import hosts
 from morejax.experiments.shared.parts import RunParts
+from morejax.host_memory import release_freed_memory
 
 Stage = Callable[[Any], dict[str, Any]]
 """Does its work in the folder of a run's parts; what it returns is recorded in stages.json once it is done."""
@@ -34,6 +35,7 @@ def run_stages(
             continue
         with parts.run.stage(name) as record:
             record |= stages[name](parts)
+        release_freed_memory()
 
     def page() -> str:
         results = parts.dir / "results.json"
