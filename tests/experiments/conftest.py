@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from morejax.tasks.multiwoz.embedded import write_embedded
 
@@ -103,10 +104,29 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 1500) 
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory, core) -> Tiny:
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], str]], tuple[Path, str]]:
+    """`once(name, make)`: a new folder and what `make(folder)` said of it, from the first worker that comes; the others
+    wait for it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def once(name: str, make: Callable[[Path], str]) -> tuple[Path, str]:
+        folder, said = root / name, root / f"{name}.said"
+        with FileLock(root / f"{name}.lock"):
+            if not said.exists():
+                assert not folder.exists(), f"{name} has failed before"
+                folder.mkdir()
+                said.write_text(make(folder))
+        return folder, said.read_text()
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def tiny(once, core) -> Tiny:
     """40 generated dialogues; children share a cache of compiled programs, quickly compiled where XLA can."""
-    folder = tmp_path_factory.mktemp("tiny")
-    write_embedded(folder / "corpus", dialogues=40)
+    folder, _ = once("tiny", lambda folder: str(write_embedded(folder / "corpus", dialogues=40)))
     options = core.fast_compile() or {}
     environment = os.environ | {
         "PYTHONPATH": str(REPOSITORY),
@@ -120,12 +140,15 @@ def tiny(tmp_path_factory, core) -> Tiny:
 
 
 @pytest.fixture(scope="session")
-def prepared(tiny, tmp_path_factory) -> Path:
+def prepared(tiny, once) -> Path:
     """A run with the stages before PPO done; tests work on copies."""
-    out = tmp_path_factory.mktemp("prepared") / "run"
-    done = tiny.run(out, "--stages", *BEFORE_PPO)
-    assert done.returncode == 0, done.stderr
-    return out
+
+    def make(folder: Path) -> str:
+        done = tiny.run(folder / "run", "--stages", *BEFORE_PPO)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    return once("prepared", make)[0] / "run"
 
 
 @pytest.fixture(scope="session")
@@ -137,13 +160,17 @@ def beside() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture(scope="session")
-def finished(tiny, prepared, tmp_path_factory) -> tuple[Path, str]:
+def finished(tiny, prepared, once) -> tuple[Path, str]:
     """The same run carried on to its end, undisturbed, and what it said."""
-    out = tmp_path_factory.mktemp("finished") / "run"
-    shutil.copytree(prepared, out)
-    done = tiny.run(out, resume=True)
-    assert done.returncode == 0, done.stderr
-    return out, done.stderr
+
+    def make(folder: Path) -> str:
+        shutil.copytree(prepared, folder / "run")
+        done = tiny.run(folder / "run", resume=True)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    folder, said = once("finished", make)
+    return folder / "run", said
 
 
 @pytest.fixture

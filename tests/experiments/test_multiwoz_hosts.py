@@ -19,6 +19,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from morejax.experiments.shared.branch import branch
+
 pytestmark = pytest.mark.slow
 
 DRIVER = Path(__file__).with_name("driver.py")
@@ -88,17 +90,16 @@ def run(tiny, out, *more, **options):
 
 
 @pytest.fixture(scope="module")
-def before_ppo(tiny, tmp_path_factory):
-    """The stages before PPO, made by two processes; tests work on copies."""
-    out = tmp_path_factory.mktemp("before") / "run"
-    return out, run(tiny, out, "--stages", *BEFORE_PPO)
+def two(tiny, tmp_path_factory):
+    """All stages in two processes, undisturbed."""
+    out = tmp_path_factory.mktemp("two") / "run"
+    return out, run(tiny, out)
 
 
-@pytest.fixture(scope="module")
-def two(tiny, before_ppo, tmp_path_factory):
-    """The same run carried on to its end by two processes, undisturbed."""
-    out = Path(shutil.copytree(before_ppo[0], tmp_path_factory.mktemp("two") / "run"))
-    return out, run(tiny, out, resume=True)
+@pytest.fixture
+def before_ppo(two, tmp_path):
+    """A run that has what the stages before PPO left of that one."""
+    return branch(two[0], tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +151,12 @@ def test_two_processes_end_like_one(one, two):
     assert found["scores"] == expected["scores"]
 
 
-def test_only_the_main_process_speaks_and_writes(two, before_ppo):
+def test_only_the_main_process_speaks_and_writes(two):
     run_dir, job = two
     assert "on 8 of 2 processes x cpu" in job.said()
-    for index, other in enumerate((job, before_ppo[1])):
-        # Gloo's threads write their one sentence piece by piece, so pieces of two may stand in one line.
-        shown = [line for line in GLOO.sub("", other.said(1)).splitlines() if line.strip(" 0123456789")]
-        assert [line.partition(" at ")[0] for line in shown] == ["process 1 of 2 joins"], (index, shown)
+    # Gloo's threads write their one sentence piece by piece, so pieces of two may stand in one line.
+    shown = [line for line in GLOO.sub("", job.said(1)).splitlines() if line.strip(" 0123456789")]
+    assert [line.partition(" at ")[0] for line in shown] == ["process 1 of 2 joins"], shown
     # One line a step, not two.
     steps = [record["step"] for record in records(run_dir) if record["stage"] == "ppo" and "kl" in record]
     assert steps == [1, 2, 3, 4]
@@ -168,10 +168,10 @@ def test_only_the_main_process_speaks_and_writes(two, before_ppo):
 def test_one_killed_in_ppo_both_restarted(tiny, before_ppo, two, tmp_path):
     """The other ends by itself and says why; restarted, both come to the end of the undisturbed run, and so does one
     process with one device that takes over."""
-    out, held = Path(shutil.copytree(before_ppo[0], tmp_path / "run")), tmp_path / "held"
+    out, held = before_ppo, tmp_path / "held"
     held.mkdir()
     lead = ((), (str(DRIVER), "hold", "ppo", "3", str(held)))
-    with started(tiny, out, resume=True, lead=lead) as job:
+    with started(tiny, out, "--heartbeat", "20", resume=True, lead=lead) as job:
         for path in (held / "held", out / "checkpoints" / "ppo" / "2"):
             wait_for(path, job)
         job.processes[1].send_signal(signal.SIGKILL)
@@ -190,7 +190,7 @@ def test_one_killed_in_ppo_both_restarted(tiny, before_ppo, two, tmp_path):
 
 
 def test_a_signal_to_one_stops_both_after_saving(tiny, before_ppo, tmp_path):
-    out, held = Path(shutil.copytree(before_ppo[0], tmp_path / "run")), tmp_path / "held"
+    out, held = before_ppo, tmp_path / "held"
     held.mkdir()
     lead = ((), (str(DRIVER), "hold", "ppo", "1", str(held)))
     with started(tiny, out, "--stages", "ppo", resume=True, lead=lead) as job:
@@ -204,7 +204,7 @@ def test_a_signal_to_one_stops_both_after_saving(tiny, before_ppo, tmp_path):
 
 def test_a_reward_that_fails_in_one_stops_both(tiny, before_ppo, tmp_path):
     """Each scores its own dialogues, so only one sees the NaN; both name it and end."""
-    out = Path(shutil.copytree(before_ppo[0], tmp_path / "run"))
+    out = before_ppo
     changes = ("--stages", "ppo", "--step.objectives", "likeness", "poison", "--ppo.eval-every", "0")
     lead = [(str(DRIVER), "poison", "poison", call) for call in ("999", "3")]
     with started(tiny, out, *changes, resume=True, lead=lead) as job:

@@ -32,6 +32,24 @@ def script(tiny, name, *arguments):
     return done.stdout
 
 
+@pytest.fixture
+def here(tiny, monkeypatch, capsys):
+    """`here(name, *arguments)`: a script that trains and answers nothing, in this process; its status, output and
+    errors."""
+    monkeypatch.setenv("MOREJAX_CACHE", tiny.environment["MOREJAX_CACHE"])
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+    def here(name, *arguments):
+        capsys.readouterr()
+        try:
+            status = importlib.import_module(name).main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return here
+
+
 def scores(run, system, split):
     rows = json.loads((run / "results.json").read_text())["scores"]
     return next(row for row in rows if (row["system"], row["split"]) == (system, split))
@@ -54,11 +72,10 @@ def test_cost_has_the_scores_of_the_run_and_tells_acts_from_replies(tiny, finish
     assert (run / "config.json").read_text() == before
 
 
-def test_a_run_that_is_not_there_is_not_made(tiny, tmp_path):
-    command = [sys.executable, str(SCRIPTS / "interpolate.py"), "--", *tiny.arguments(tmp_path / "none")]
-    done = subprocess.run(command, env=tiny.environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 2
-    assert "there is no run" in done.stderr
+def test_a_run_that_is_not_there_is_not_made(tiny, here, tmp_path):
+    status, _, complaint = here("interpolate", "--", *tiny.arguments(tmp_path / "none"))
+    assert status == 2
+    assert "there is no run" in complaint
     assert not (tmp_path / "none").exists()
 
 
@@ -170,11 +187,12 @@ def test_the_ends_of_the_interpolation_are_the_runs_models(tiny, finished, copy_
         assert {key: row[key] for key in SCORES} == pytest.approx({key: recorded[key] for key in SCORES})
 
 
-def test_errors_add_up_to_the_scores_and_people_do_what_people_do(tiny, finished, tmp_path):
+def test_errors_add_up_to_the_scores_and_people_do_what_people_do(tiny, here, finished, tmp_path):
     run, saved = finished[0], tmp_path / "errors.json"
     predictions = run / "predictions" / "test.json"
     flags = ("--data-dir", tiny.corpus, "--split", "test", "--save", saved)
-    said = script(tiny, "errors.py", f"more={predictions}", *flags)
+    status, said, _ = here("errors", f"more={predictions}", *flags)
+    assert status == 0
     found = json.loads(saved.read_text())
     recorded = scores(run, "ppo", "test")
     names = [name for name in found["more"] if "lost" in name]
@@ -187,11 +205,12 @@ def test_errors_add_up_to_the_scores_and_people_do_what_people_do(tiny, finished
     assert said.startswith("| per cent | human | more |")
 
 
-def test_intervals_stand_around_the_scores_and_a_system_does_not_differ_from_itself(tiny, finished):
+def test_intervals_stand_around_the_scores_and_a_system_does_not_differ_from_itself(tiny, here, finished):
     predictions = finished[0] / "predictions" / "test.json"
     flags = ("--data-dir", tiny.corpus, "--split", "test", "--draws", 50)
-    said = script(tiny, "intervals.py", f"a={predictions}", f"b={predictions}", *flags).splitlines()[2:]
-    first, second = ([cell.split("±") for cell in line.split("|")[2:-1]] for line in said)
+    status, said, _ = here("intervals", f"a={predictions}", f"b={predictions}", *flags)
+    assert status == 0
+    first, second = ([cell.split("±") for cell in line.split("|")[2:-1]] for line in said.splitlines()[2:])
     recorded = scores(finished[0], "ppo", "test")
     # BLEU of the scorer moves spaces before it counts, which hardly matters.
     found = [float(cell[0]) for cell in first[:4]]
@@ -226,20 +245,11 @@ def test_one_of_two_references_missing_is_a_missing_reference(monkeypatch):
     assert without_phone["gives a requestable slot where people do not"] == 25
 
 
-def test_errors_names_a_file_that_lacks_a_dialogue(tiny, tmp_path):
+def test_errors_names_a_file_that_lacks_a_dialogue(tiny, here, tmp_path):
     (tmp_path / "none.json").write_text("{}")
-    command = [
-        sys.executable,
-        str(SCRIPTS / "errors.py"),
-        f"x={tmp_path / 'none.json'}",
-        "--data-dir",
-        str(tiny.corpus),
-    ]
-    done = subprocess.run(
-        [*command, "--split", "test"], env=tiny.environment, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 2
-    assert "none.json has 0 replies to" in done.stderr
+    status, _, complaint = here("errors", f"x={tmp_path / 'none.json'}", "--data-dir", tiny.corpus, "--split", "test")
+    assert status == 2
+    assert "none.json has 0 replies to" in complaint
 
 
 def test_a_grid_makes_its_runs_once_and_tables_them(tiny, prepared, tmp_path):
